@@ -1,0 +1,56 @@
+// The table of kernels and the choice of instruction set.
+//
+// Layout: `Kernels` holds one pointer a kernel; csrc/kernels.cpp fills one table per instruction set.
+// Cost: one indirect call for a whole matrix, nothing per row or element.
+// Why a table: the choice is made once, at import, and a test can walk every set in turn.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fewbit {
+
+enum class Float { f32, f16, bf16 };
+enum class Code { i8, u8, i16, u16 };
+
+/// A C-contiguous matrix: `rows` times `cols`.
+struct Shape {
+  int64_t rows, cols;
+};
+
+/// The smallest and the largest code.
+struct Bounds {
+  int32_t qmin, qmax;
+};
+
+/// Zero points must lie within +-kMaxZeroPoint: code minus zero point is then exact in float32.
+inline constexpr int32_t kMaxZeroPoint = 1 << 20;
+/// Bins a histogram may have: bin numbers are then exact in float32.
+inline constexpr int64_t kMaxBins = 1 << 22;
+/// Sub-histograms that share the counting (csrc/histogram.h); scratch holds this many times the bins.
+inline constexpr int64_t kSubHistograms = 4;
+
+struct Kernels {
+  const char* isa;
+  void (*minmax_rows)(const void* x, Float kind, Shape shape, float* out);
+  void (*quantize_rows)(const float* x, Shape shape, const float* scale, const int32_t* zero_point,
+                        Bounds bounds, void* out, Code code);
+  void (*quantize_rows_dynamic)(const float* x, Shape shape, int32_t qmax, int8_t* out, float* scale);
+  void (*dequantize_rows)(const void* codes, Code code, Shape shape, const float* scale,
+                          const int32_t* zero_point, float* out);
+  void (*histogram_rows)(const float* x, Shape shape, const float* inv_width, int64_t bins, uint32_t* scratch,
+                         int64_t* counts);
+  void (*mse_search_rows)(const float* x, Shape shape, const float* candidates, int64_t n_candidates,
+                          bool symmetric, Bounds bounds, float* lo, float* hi);
+  void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
+};
+
+/// Names of the instruction sets that are compiled in and that this processor runs, best first.
+std::vector<std::string> available_isas();
+
+/// The table named by the environment variable FEWBIT_ISA, or the best one.
+/// Throws std::runtime_error if the variable names a set that is unknown or cannot run here.
+const Kernels& choose_kernels();
+
+}  // namespace fewbit

@@ -1,0 +1,27 @@
+// All kernels of one instruction set: this file is compiled once per set (CMakeLists.txt), each time with
+// other -m flags and with FEWBIT_ISA naming the namespace.
+//
+// Layout: one kernel a header, plain loops that the compiler turns into vector code.
+// Cost: the code is there once per instruction set, about 60 KB each.
+// Why everything in those headers is in an anonymous namespace and uses no function template of the standard
+// library: such a template compiled here for AVX-512 would have a name the linker may share with the portable
+// copy, and an old processor would then meet an instruction it does not know.
+#include "dispatch.h"
+#include "histogram.h"
+#include "minmax.h"
+#include "mse_search.h"
+#include "quantize.h"
+#include "unpack.h"
+
+#define FEWBIT_TEXT_(name) #name
+#define FEWBIT_TEXT(name) FEWBIT_TEXT_(name)
+
+namespace fewbit::FEWBIT_ISA {
+
+extern const Kernels kernels;  // declared first: a const is otherwise private to this file
+const Kernels kernels = {
+    FEWBIT_TEXT(FEWBIT_ISA), minmax_rows,    quantize_rows,   quantize_rows_dynamic,
+    dequantize_rows,         histogram_rows, mse_search_rows, unpack,
+};
+
+}  // namespace fewbit::FEWBIT_ISA

@@ -1,0 +1,161 @@
+// The Python module fewbit._native: checks what comes in, gives up the interpreter lock, calls the chosen
+// kernel.
+//
+// Layout: one function a kernel; its contract for Python is in src/fewbit/_native.pyi.
+// Cost: about a microsecond an array for nanobind's DLPack exchange; no copies.
+// Why outputs are arguments: the caller owns the memory, so torch and NumPy allocate it their own way.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <bit>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "dispatch.h"
+
+namespace fewbit {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "packed codes are little-endian in memory");
+
+const Kernels* active = nullptr;  // set once, when the module is imported
+
+void check_bounds(int32_t qmin, int32_t qmax, Code code) {
+  const bool is_signed = code == Code::i8 || code == Code::i16;
+  const int32_t bits = code == Code::i8 || code == Code::u8 ? 8 : 16;
+  const int32_t least = is_signed ? -(1 << (bits - 1)) : 0, most = least + (1 << bits) - 1;
+  if (qmin <= qmax && least <= qmin && qmax <= most) return;
+  refuse("`qmin` and `qmax` are " + std::to_string(qmin) + " and " + std::to_string(qmax) +
+         ", but must be in order and fit the codes' " + std::to_string(least) + " to " +
+         std::to_string(most));
+}
+
+void check_zero_points(const int32_t* zero_point, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (zero_point[i] < -kMaxZeroPoint || zero_point[i] > kMaxZeroPoint) {
+      refuse("`zp` holds " + std::to_string(zero_point[i]) + " in row " + std::to_string(i) +
+             ", beyond +-2^20");
+    }
+  }
+}
+
+void minmax_rows(const Input& x, const Output& out) {
+  const Shape shape = matrix_shape(x, "x");
+  const Float kind = float_type(x, "x");
+  float* to = memory<float>(out, "out", {shape.rows, 2});
+  const nb::gil_scoped_release free;
+  active->minmax_rows(x.data(), kind, shape, to);
+}
+
+void quantize_rows(const Input& x, const Input& scale, const Input& zp, int32_t qmin, int32_t qmax,
+                   const Output& out) {
+  const Shape shape = matrix_shape(x, "x");
+  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  const float* scales = values<float>(scale, "scale", {shape.rows});
+  const int32_t* zero_points = values<int32_t>(zp, "zp", {shape.rows});
+  check_shape(out, "out", {shape.rows, shape.cols});
+  const Code code = code_type(out, "out");
+  check_bounds(qmin, qmax, code);
+  check_zero_points(zero_points, shape.rows);
+  void* to = out.data();
+  const nb::gil_scoped_release free;
+  active->quantize_rows(from, shape, scales, zero_points, {qmin, qmax}, to, code);
+}
+
+void quantize_rows_dynamic(const Input& x, int32_t qmax, const Output& out, const Output& scale) {
+  const Shape shape = matrix_shape(x, "x");
+  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  int8_t* to = memory<int8_t>(out, "out", {shape.rows, shape.cols});
+  float* scales = memory<float>(scale, "scale", {shape.rows});
+  if (qmax < 1 || qmax > 127) refuse("`qmax` is " + std::to_string(qmax) + ", but must be from 1 to 127");
+  const nb::gil_scoped_release free;
+  active->quantize_rows_dynamic(from, shape, qmax, to, scales);
+}
+
+void dequantize_rows(const Input& codes, const Input& scale, const Input& zp, const Output& out) {
+  const Shape shape = matrix_shape(codes, "codes");
+  const Code code = code_type(codes, "codes");
+  const float* scales = values<float>(scale, "scale", {shape.rows});
+  const int32_t* zero_points = values<int32_t>(zp, "zp", {shape.rows});
+  float* to = memory<float>(out, "out", {shape.rows, shape.cols});
+  check_zero_points(zero_points, shape.rows);
+  const nb::gil_scoped_release free;
+  active->dequantize_rows(codes.data(), code, shape, scales, zero_points, to);
+}
+
+void histogram_rows(const Input& x, const Input& inv_width, const Output& counts) {
+  const Shape shape = matrix_shape(x, "x");
+  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  const float* widths = values<float>(inv_width, "inv_width", {shape.rows});
+  const int64_t bins = matrix_shape(counts, "counts").cols;
+  int64_t* to = memory<int64_t>(counts, "counts", {shape.rows, bins});
+  if (bins < 1 || bins > kMaxBins) {
+    refuse("`counts` has " + std::to_string(bins) + " bins a row, but must have 1 to 2^22");
+  }
+  const nb::gil_scoped_release free;
+  std::vector<uint32_t> scratch(static_cast<size_t>(kSubHistograms * bins));
+  active->histogram_rows(from, shape, widths, bins, scratch.data(), to);
+}
+
+void check_search(const float* candidates, int64_t n, int32_t qmin, int32_t qmax) {
+  if (n < 1) refuse("`candidates` is empty");
+  for (int64_t i = 0; i < n; ++i) {
+    if (!(candidates[i] > 0.0f) || !std::isfinite(candidates[i]))
+      refuse("`candidates` must be finite and above 0");
+  }
+  if (qmin > 0 || qmax < 0 || qmin >= qmax || qmin < -kMaxZeroPoint || qmax > kMaxZeroPoint) {
+    refuse("`qmin` and `qmax` are " + std::to_string(qmin) + " and " + std::to_string(qmax) +
+           ", but must be in order, hold 0 between them and lie within +-2^20");
+  }
+}
+
+void mse_search_rows(const Input& x, const Input& candidates, bool symmetric, int32_t qmin, int32_t qmax,
+                     const Output& lo, const Output& hi) {
+  const Shape shape = matrix_shape(x, "x");
+  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  check_layout(candidates, "candidates", 1);
+  const int64_t n = static_cast<int64_t>(candidates.size());
+  const float* fractions = values<float>(candidates, "candidates", {n});
+  check_search(fractions, n, qmin, qmax);
+  float* los = memory<float>(lo, "lo", {shape.rows});
+  float* his = memory<float>(hi, "hi", {shape.rows});
+  const nb::gil_scoped_release free;
+  active->mse_search_rows(from, shape, fractions, n, symmetric, {qmin, qmax}, los, his);
+}
+
+void unpack(const Input& data, int32_t bits, bool is_signed, const Output& out) {
+  if (bits < 1 || bits > 8) refuse("`bits` is " + std::to_string(bits) + ", but must be from 1 to 8");
+  check_layout(out, "out", 1);
+  const int64_t count = static_cast<int64_t>(out.size());
+  if (is_signed) {
+    check_dtype<int8_t>(out, "out");
+  } else {
+    check_dtype<uint8_t>(out, "out");
+  }
+  const uint8_t* from = values<uint8_t>(data, "data", {(count * bits + 7) / 8});
+  uint8_t* to = static_cast<uint8_t*>(out.data());
+  const nb::gil_scoped_release free;
+  active->unpack(from, count, bits, is_signed, to);
+}
+
+}  // namespace
+}  // namespace fewbit
+
+NB_MODULE(_native, m) {
+  using namespace nanobind::literals;          // NOLINT: for "name"_a
+  fewbit::active = &fewbit::choose_kernels();  // a std::runtime_error here becomes Python's ImportError
+  m.doc() = "Quantization kernels, one table for each instruction set.";
+  m.def("isa", [] { return std::string(fewbit::active->isa); });
+  m.def("available_isas", &fewbit::available_isas);
+  m.def("minmax_rows", &fewbit::minmax_rows, "x"_a, "out"_a);
+  m.def("quantize_rows", &fewbit::quantize_rows, "x"_a, "scale"_a, "zp"_a, "qmin"_a, "qmax"_a, "out"_a);
+  m.def("quantize_rows_dynamic", &fewbit::quantize_rows_dynamic, "x"_a, "qmax"_a, "out"_a, "scale"_a);
+  m.def("dequantize_rows", &fewbit::dequantize_rows, "codes"_a, "scale"_a, "zp"_a, "out"_a);
+  m.def("histogram_rows", &fewbit::histogram_rows, "x"_a, "inv_width"_a, "counts"_a);
+  m.def("mse_search_rows", &fewbit::mse_search_rows, "x"_a, "candidates"_a, "symmetric"_a, "qmin"_a, "qmax"_a,
+        "lo"_a, "hi"_a);
+  m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
+}

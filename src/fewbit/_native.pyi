@@ -1,0 +1,118 @@
+"""Compiled kernels of fewbit (csrc/), built for several instruction sets and chosen once, at import.
+
+The environment variable ``FEWBIT_ISA`` (``avx512``, ``avx2``, ``portable``) forces a set; a name that is unknown or
+cannot run on this processor makes the import fail with an ``ImportError`` that lists the possible ones.
+``reference`` is accepted and loads ``portable``: ``fewbit.kernels`` then uses its Python twins instead.
+
+Every instruction set gives the same bits. Every function
+
+* takes C-contiguous CPU arrays (torch tensors that need no gradient, NumPy arrays, anything with DLPack) without
+  copying and writes into the output arrays it is given, which must not share memory with the inputs;
+* raises ``ValueError`` with one sentence naming the argument if a device, memory order, dtype, shape or value does
+  not fit, and ``TypeError`` for an argument that is no array at all, or an output that is read-only;
+* releases the interpreter lock and runs on one thread.
+
+R, C are rows and columns, either may be 0; a row is a quantization block.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+Array: TypeAlias = torch.Tensor | np.ndarray[Any, Any]
+
+def isa() -> str:
+    """Name of the instruction set in use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+
+def available_isas() -> list[str]:
+    """Instruction sets that this build has and this processor runs, best first; ``"portable"`` is always there."""
+
+def minmax_rows(x: Array, out: Array) -> None:
+    """Smallest and largest value of each row, exactly.
+
+    A row with a NaN gives (NaN, NaN), an empty row (inf, -inf); -0 counts as smaller than +0.
+
+    Args:
+        x: float32, float16 or bfloat16 [R, C].
+        out: float32 [R, 2], receives (min, max).
+    """
+
+def quantize_rows(x: Array, scale: Array, zp: Array, qmin: int, qmax: int, out: Array) -> None:
+    """Codes ``clamp(round(x / scale) + zp, qmin, qmax)``, ties to even, equal to torch's float32 formula bit for bit.
+
+    A quotient that overflows saturates. A NaN quotient (which callers exclude) gives ``qmin``.
+
+    Args:
+        x: float32 [R, C].
+        scale: float32 [R].
+        zp: int32 [R], each within ±2^20.
+        qmin: Smallest code; ``qmin`` to ``qmax`` must fit the dtype of ``out``.
+        qmax: Largest code.
+        out: int8, uint8, int16 or uint16 [R, C], receives the codes.
+    """
+
+def quantize_rows_dynamic(x: Array, qmax: int, out: Array, scale: Array) -> None:
+    """Symmetric quantization of each row by its own largest magnitude: ``scale = amax / qmax``, codes within ±qmax.
+
+    A row whose scale would be 0 (all zeros, or underflow) has scale 1 and codes 0. A NaN makes the row's scale NaN.
+
+    Args:
+        x: float32 [R, C].
+        qmax: Largest code, 1 to 127.
+        out: int8 [R, C], receives the codes.
+        scale: float32 [R], receives the scales.
+    """
+
+def dequantize_rows(codes: Array, scale: Array, zp: Array, out: Array) -> None:
+    """Values ``scale * (codes - zp)`` in float32; the difference is exact.
+
+    Args:
+        codes: int8, uint8, int16 or uint16 [R, C].
+        scale: float32 [R].
+        zp: int32 [R], each within ±2^20.
+        out: float32 [R, C], receives the values.
+    """
+
+def histogram_rows(x: Array, inv_width: Array, counts: Array) -> None:
+    """Add each row's values to its histogram: bin ``floor(x * inv_width) + B // 2``, clipped to 0 … B-1.
+
+    The product is rounded to float32. A NaN (which callers exclude) counts in bin 0.
+
+    Args:
+        x: float32 [R, C].
+        inv_width: float32 [R], the reciprocal of each row's bin width.
+        counts: int64 [R, B] with B from 1 to 2^22; added to, not cleared.
+    """
+
+def mse_search_rows(
+    x: Array, candidates: Array, symmetric: bool, qmin: int, qmax: int, lo: Array, hi: Array
+) -> None:
+    """For each row the clip, among fractions p of its range, that quantizes it with the least squared error.
+
+    Symmetric: the range is ±amax, ``scale = p * amax / qmax``, zero point 0. Asymmetric: the range is
+    (min(min, 0), max(max, 0)), ``scale = p * (hi - lo) / (qmax - qmin)``,
+    ``zero point = clamp(round(qmin - p * lo / scale))``. The first of equal errors wins. Errors are accumulated in
+    float32 in an order that is the same on every instruction set, so candidates that differ by less than about
+    one part in 10^6 may rank otherwise than in exact arithmetic. A candidate whose scale is subnormal or infinite is
+    passed over; if all are, the first is taken. A row of zeros gives lo = hi = 0.
+
+    Args:
+        x: float32 [R, C].
+        candidates: float32 [T], finite and positive, T at least 1.
+        symmetric: Whether the clip mirrors around 0 (``qmax`` must then be positive).
+        qmin: Smallest code, at most 0.
+        qmax: Largest code, at least 0.
+        lo: float32 [R], receives the lower end of the best clip.
+        hi: float32 [R], receives its upper end.
+    """
+
+def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
+    """Spread packed codes, one a byte: code i is bits ``i*bits`` … of a little-endian stream, lowest bit first.
+
+    Args:
+        data: uint8 [ceil(n * bits / 8)].
+        bits: Width of a code, 1 to 8.
+        signed: Whether codes are two's complement and sign-extended.
+        out: int8 [n] if ``signed``, uint8 [n] otherwise, receives the codes.
+    """

@@ -1,0 +1,137 @@
+"""A streaming histogram of each block whose range grows by merging bins, so that merging histograms is exact.
+
+The B bins lie symmetric about 0 and cover ``[-R, R)``: value x is in bin ``floor(x / w) + B/2``, ``w =
+2R/B``. R is a power of two with ``R/2 <= max |x| < R``, so w is one too and ``x / w`` is exact. When data
+reaches R, R doubles and neighbouring bins merge in pairs; counts are integers and nothing is interpolated.
+The counts are therefore those that R, had it been right from the start, would have given: they do not depend
+on the order of the data, on how it was cut into batches, or on the tree in which histograms were merged.
+(One exception: a negative value so small that ``x / w`` underflows float32 is counted as 0.)
+
+**Resolution.** From ``max |x| >= R/2`` follows ``w = 2R/B <= 4 max |x| / B``: with the default 16384 bins a
+bin is at most ``max |x| / 4096`` wide. Blocks with ``max |x| < 2^-115``, for which the reciprocal of w would
+overflow float32, keep ``w = 2^-127``.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fewbit.calibrate.statistic import Rows, Statistic
+from fewbit.errors import FewbitError
+from fewbit.kernels import dispatch
+from fewbit.numbers.granularity import Granularity
+
+DEFAULT_BINS = 16384
+_MAX_EXPONENT_OF_RECIPROCAL = 127
+
+
+class Histogram(Statistic):
+    """Counts of each block, int64 ``[blocks, bins]`` (128 KiB a block by default), and the exact extremes.
+
+    Args:
+        granularity: What a block is.
+        bins: A power of two, at least 4.
+        name: The tensor's name in errors.
+
+    Raises:
+        FewbitError: ``bins`` is not a power of two of at least 4.
+    """
+
+    def __init__(self, granularity: Granularity, bins: int = DEFAULT_BINS, name: str = "tensor") -> None:
+        super().__init__(granularity, name)
+        if bins < 4 or bins & (bins - 1):
+            raise FewbitError(f"a histogram has a power of two of bins, at least 4, not {bins}")
+        self.bins = bins
+        self.counts = torch.empty(0, bins, dtype=torch.int64)
+        self.exponent = torch.empty(0, dtype=torch.int64)  # R = 2^exponent
+
+    @property
+    def width(self) -> Tensor:
+        """Width w of a bin of each block, float64 ``[blocks]``."""
+        return _power_of_two(self.exponent - self._log2_half)
+
+    def folded(self) -> Tensor:
+        """Counts of ``|x|`` in ``[jw, (j+1)w]``, int64 ``[blocks, bins/2]``; -jw counts as below jw."""
+        half = self.bins // 2
+        return self.counts[:, half:] + self.counts[:, :half].flip(1)
+
+    def centres(self, block: int) -> tuple[Tensor, Tensor]:
+        """The bins of one block that hold data: centres pulled into the data's range, and counts.
+
+        Returns:
+            float64 ``[k]`` and int64 ``[k]``.
+        """
+        held = self.counts[block].nonzero().squeeze(1)
+        centres = (held - self.bins // 2 + 0.5).double() * self.width[block]
+        return centres.clamp(self.low[block].double(), self.high[block].double()), self.counts[block, held]
+
+    def coarse(self, bins_a_side: int) -> Tensor:
+        """Equal bins over ``[-max |x|, max |x|]``, from cumulative counts interpolated linearly.
+
+        Returns:
+            float64 ``[blocks, 2 · bins_a_side]``; a row sums to its block's count. A block of zeros has it all
+            in its last bin.
+        """
+        total = self.counts.cumsum(1).double()
+        cumulative = torch.nn.functional.pad(total, (1, 0))  # mass below each edge of a fine bin
+        steps = torch.arange(-bins_a_side, bins_a_side + 1, dtype=torch.float64) / bins_a_side
+        edges = (self.amax.double() / self.width).unsqueeze(1) * steps + self.bins // 2
+        below = edges.floor().clamp(0, self.bins - 1)
+        index = below.to(torch.int64)
+        left, right = cumulative.gather(1, index), cumulative.gather(1, index + 1)
+        mass = left + (edges - below) * (right - left)
+        mass[:, 0], mass[:, -1] = 0, total[:, -1]
+        return mass.diff(dim=1)
+
+    @property
+    def _log2_half(self) -> int:
+        return self.bins.bit_length() - 2
+
+    def _settings(self) -> tuple[object, ...]:
+        return (self.granularity, self.bins)
+
+    def _allocate(self, blocks: int) -> None:
+        self.counts = torch.zeros(blocks, self.bins, dtype=torch.int64)
+        lowest = self._log2_half - _MAX_EXPONENT_OF_RECIPROCAL
+        self.exponent = torch.full((blocks,), lowest, dtype=torch.int64)
+
+    def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
+        amax = torch.maximum(low.abs(), high.abs())
+        _, needed = torch.frexp(amax)  # amax < 2^needed, strictly
+        wanted = self.exponent.clone()
+        wanted[rows] = torch.where(amax > 0, torch.maximum(wanted[rows], needed), wanted[rows])
+        self._widen(wanted)
+        reciprocal = _power_of_two(self._log2_half - self.exponent[rows]).float()
+        counts = self.counts[rows]  # a view for a slice, a copy for an index
+        dispatch.histogram_rows(values.to(torch.float32), reciprocal, counts)
+        if isinstance(rows, Tensor):
+            self.counts[rows] = counts
+
+    def _absorb(self, other: Self) -> None:
+        wanted = torch.maximum(self.exponent, other.exponent)
+        self._widen(wanted)
+        self.counts += _rebinned(other.counts, wanted - other.exponent)
+
+    def _widen(self, wanted: Tensor) -> None:
+        """Double the ranges until ``exponent`` is ``wanted``."""
+        grown = (wanted > self.exponent).nonzero().squeeze(1)
+        if len(grown):
+            self.counts[grown] = _rebinned(self.counts[grown], (wanted - self.exponent)[grown])
+            self.exponent = wanted
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """``2^exponent`` in float64, exact: the exponent field of IEEE 754 alone."""
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def _rebinned(counts: Tensor, doublings: Tensor) -> Tensor:
+    """``counts [n, B]`` after ``doublings [n]``: bin j from the middle goes to ``floor(j / 2^k)``."""
+    bins = counts.shape[1]
+    from_middle = torch.arange(bins) - bins // 2
+    shift = doublings.clamp(max=62).unsqueeze(1)
+    target = torch.bitwise_right_shift(from_middle, shift) + bins // 2
+    return torch.zeros_like(counts).scatter_add_(1, target, counts)

@@ -1,0 +1,166 @@
+"""The commands and their arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fewbit.cli.options import (
+    AsJson,
+    BatchSize,
+    DataOptions,
+    DataPath,
+    ImageSize,
+    Mean,
+    Samples,
+    Source,
+    Std,
+    Tokens,
+)
+from fewbit.cli.session import INTERRUPTED, USER_ERROR, fail, running
+
+app = typer.Typer(
+    name="fewbit",
+    help="Quantize neural networks, and know exactly what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[
+    str, typer.Option("--recipe", "-r", metavar="SCHEME|FILE.toml", help="W8A8, W8A8-dynamic, W8A16, W4A16-g128, … or a file.")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code.
+
+    Args:
+        arguments: What follows the program's name; ``sys.argv`` by default.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given, prog_name="fewbit", standalone_mode=False)
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        tell = getattr(error, "format_message", None)  # an unknown option, a missing argument, …
+        if tell is None:
+            raise
+        sys.exit(_usage(error, tell(), as_json="--json" in given))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def fewbit(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Quantize neural networks, and know exactly what it cost."""
+    if version:
+        from importlib import metadata
+
+        print(f"fewbit {metadata.version('fewbit')}")
+        raise typer.Exit()
+
+
+@app.command()
+def quantize(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.", show_default=False)],
+    recipe: Recipe = "W8A8",
+    algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "rtn",
+    calibrator: Annotated[
+        str | None, typer.Option("--calibrator", help="How activation ranges are chosen.", show_default="the recipe's")
+    ] = None,
+    data: DataPath = None,
+    format_: Annotated[str, typer.Option("--format", help="The file format of OUT.")] = "native",
+    samples: Samples = None,
+    batch_size: BatchSize = 16,
+    bias_correction: Annotated[
+        bool, typer.Option("--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    tokens: Tokens = 128,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model and save it."""
+    with running(as_json) as session:
+        from fewbit.cli.quantize import Job, run_quantize
+
+        options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
+        job = Job(source, output, recipe, algorithm, calibrator, format_, bias_correction, overwrite)
+        run_quantize(session, job, options)
+
+
+@app.command()
+def inspect(
+    source: Source,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", metavar="SCHEME|FILE.toml", help="Also show the bytes under this recipe.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model's layers, parameters, and bytes at FP32, FP16, INT8 and INT4."""
+    with running(as_json) as session:
+        from fewbit.cli.inspect import run_inspect
+
+        run_inspect(session, source, recipe)
+
+
+@app.command()
+def compare(
+    source: Source,
+    quantized: Annotated[str, typer.Argument(metavar="QUANTIZED", help="The quantized model: a folder saved by fewbit.")],
+    data: DataPath = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a page with charts.", show_default=False)
+    ] = None,
+    samples: Samples = None,
+    batch_size: BatchSize = 16,
+    repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed runs of each model; 0 for none.")] = 9,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    tokens: Tokens = 128,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what quantization cost: error layer by layer, size, and time."""
+    with running(as_json) as session:
+        from fewbit.cli.compare import run_compare
+
+        options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
+        run_compare(session, source, quantized, options, html=html, overwrite=overwrite, repeats=repeats)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer settings, for a first look.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a real image classifier and a real text encoder, and show what it cost."""
+    with running(as_json) as session:
+        from fewbit.cli.demo import run
+
+        run(session, quick)
+
+
+def _usage(error: Any, message: str, as_json: bool) -> int:
+    """Tell a usage error as one sentence; its exit code."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "fewbit"
+    text = message.strip().rstrip(".")
+    try:
+        fail(f"{text}; see {command} --help", as_json, USER_ERROR)
+    except typer.Exit as leave:
+        return int(leave.exit_code)

@@ -1,0 +1,124 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from fewbit.errors import FewbitError
+
+if TYPE_CHECKING:
+    from fewbit.sources import Batches, ImageOptions, LoadedModel
+
+_PICTURES = "Pictures"
+
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A Hugging Face folder, package.module:factory for a PyTorch model, or a folder saved by fewbit.",
+        show_default=False,
+    ),
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")]
+DataPath: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FILE|FOLDER",
+        help="Pictures (a folder or .zip), text (.txt), or arrays (.npy, .npz, .safetensors).",
+        show_default=False,
+    ),
+]
+Samples: TypeAlias = Annotated[
+    int | None, typer.Option("--samples", min=1, help="Use at most this many samples, evenly spaced.", show_default="all")
+]
+BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")]
+ImageSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--image-size", min=1, help="Pixels of the central square.", show_default="the model's", rich_help_panel=_PICTURES),
+]
+Mean: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="R,G,B",
+        help="Subtracted from values between 0 and 1; one number makes the pictures grey.",
+        show_default="the model's",
+        rich_help_panel=_PICTURES,
+    ),
+]
+Std: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--std", metavar="R,G,B", help="Divided by after that.", show_default="the model's", rich_help_panel=_PICTURES),
+]
+Tokens: TypeAlias = Annotated[int, typer.Option("--tokens", min=1, help="Tokens a window, for text.", rich_help_panel="Text")]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the command line says about data."""
+
+    path: Path | None
+    samples: int | None
+    batch_size: int
+    image_size: int | None
+    mean: str | None
+    std: str | None
+    tokens: int
+
+    def check(self) -> None:
+        """Tell what is wrong before a model is loaded for it.
+
+        Raises:
+            FewbitError: The path does not exist, or a mean or deviation is not a list of numbers.
+        """
+        if self.path is not None and not self.path.exists():
+            raise FewbitError(f"the data {self.path} does not exist")
+        self._image()
+
+    def load(self, source: LoadedModel) -> Batches:
+        """The batches, prepared for a model.
+
+        Raises:
+            FewbitError: There is no path, or it cannot be read.
+        """
+        from fewbit.sources import TextOptions, load_data
+
+        if self.path is None:
+            raise FewbitError("this needs data; name a file or folder with --data")
+        return load_data(
+            self.path,
+            source.model,
+            batch_size=self.batch_size,
+            limit=self.samples,
+            tokenizer_dir=source.tokenizer_dir,
+            image=self._image(),
+            text_options=TextOptions(length=self.tokens),
+        )
+
+    def _image(self) -> ImageOptions:
+        from fewbit.sources import ImageOptions
+
+        mean, std = numbers(self.mean, "--mean"), numbers(self.std, "--std")
+        return ImageOptions(size=self.image_size, mean=mean, std=std)
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """``"0.485,0.456,0.406"`` as numbers.
+
+    Raises:
+        FewbitError: A part is no finite number.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or any(value - value != 0 for value in values):
+        raise FewbitError(f"{option} takes numbers with commas between, such as 0.485,0.456,0.406, not {text!r}")
+    return values

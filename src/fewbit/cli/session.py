@@ -1,0 +1,179 @@
+"""What every command shares: where output goes, how errors end, how progress shows.
+
+stdout holds the result and nothing else: tables for people, or with ``--json`` exactly one JSON document. Whatever
+a model, a library or a factory prints meanwhile goes to stderr. Exit codes: 0 done, 2 the user can mend it
+(one sentence says how), 130 interrupted, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+from fewbit.errors import FewbitError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+#: Set to anything, it lets an unexpected error end with Python's traceback.
+TRACEBACK_VARIABLE = "FEWBIT_TRACEBACK"
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class Session:
+    """One run of one command.
+
+    Attributes:
+        as_json: Whether the result is a JSON document.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.document: dict[str, Any] | None = None
+        self.shown: list[RenderableType] = []
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def result(self, document: dict[str, Any], *shown: RenderableType) -> None:
+        """What the command found: the JSON document, and what people see instead of it."""
+        self.document, self.shown = document, list(shown)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of a stage; its first call starts it. Silent where stderr is no terminal."""
+        bars = self._progress
+        if bars is None:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = bars.add_task(stage, total=None)
+        bars.update(self._tasks[stage], completed=done, total=total if total > 0 else None)
+
+    @contextlib.contextmanager
+    def stage(self, text: str) -> Iterator[None]:
+        """Show a moving bar while something of unknown length goes on."""
+        self.progress(text, 0, 0)
+        yield
+        self.progress(text, 1, 1)
+
+    @contextlib.contextmanager
+    def bars(self) -> Iterator[None]:
+        """Progress bars on stderr, gone when done."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        quiet = not console.is_terminal
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet) as bars:
+            self._progress = None if quiet else bars
+            try:
+                yield
+            finally:
+                self._progress = None
+
+
+@contextlib.contextmanager
+def running(as_json: bool) -> Iterator[Session]:
+    """Run a command's body, then print its result or its error.
+
+    Raises:
+        typer.Exit: With the exit code, when something went wrong.
+    """
+    session, stdout = Session(as_json), sys.stdout
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    try:
+        with contextlib.redirect_stdout(sys.stderr), session.bars():
+            yield session
+        _print_result(session, stdout)
+    except KeyboardInterrupt:
+        fail("interrupted", as_json, INTERRUPTED)
+    except BrokenPipeError:
+        _discard(stdout)
+        raise typer.Exit(1) from None
+    except FewbitError as error:
+        fail(str(error), as_json, USER_ERROR)
+    except OSError as error:
+        fail(_os_sentence(error), as_json, USER_ERROR)
+    except MemoryError:
+        fail("there is not enough memory; a smaller --batch-size needs less", as_json, 1)
+    except Exception as error:
+        if isinstance(error, typer.Exit) or os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        fail(_unexpected_sentence(error), as_json, 1)
+
+
+def fail(sentence: str, as_json: bool, code: int) -> None:
+    """Tell one sentence on stderr, with --json also as ``{"error": …}`` on stdout, and leave.
+
+    Raises:
+        typer.Exit: Always.
+    """
+    print(f"fewbit: {' '.join(sentence.split())}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": sentence}), flush=True)
+    raise typer.Exit(code)
+
+
+def print_json(document: dict[str, Any], file: TextIO) -> None:
+    """Print one JSON document."""
+    from fewbit.report.text import json_safe
+
+    print(json.dumps(json_safe(document), indent=2), file=file, flush=True)
+
+
+def check_output(path: Path, *, folder: bool, overwrite: bool) -> None:
+    """Refuse an output that cannot be written before minutes are spent on it.
+
+    Args:
+        path: What is to be written.
+        folder: Whether it is a folder or a file.
+        overwrite: Whether it may replace what is there.
+
+    Raises:
+        FewbitError: It exists and may not be overwritten, or something of the other kind is there.
+    """
+    if path.is_dir() != folder and path.exists():
+        raise FewbitError(f"{path} is a {'file' if folder else 'folder'}; name another output")
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not overwrite:
+        raise FewbitError(f"{path} exists already; choose another output or add --overwrite")
+
+
+def _print_result(session: Session, stdout: TextIO) -> None:
+    if session.as_json:
+        print_json(session.document or {}, stdout)
+    elif session.shown:
+        from rich.console import Console
+
+        console = Console(file=stdout)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = 160  # a file or a pipe has no width to respect
+        for part in session.shown:
+            console.print(part)
+        stdout.flush()
+
+
+def _os_sentence(error: OSError) -> str:
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def _unexpected_sentence(error: Exception) -> str:
+    told = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {told} (set {TRACEBACK_VARIABLE}=1 to see where)"
+
+
+def _discard(stdout: TextIO) -> None:
+    """Point stdout at nothing, so that Python's last flush does not complain about the closed pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())

@@ -1,0 +1,192 @@
+"""What each quantized layer costs: its weights, its input, and its output, each against the float model.
+
+Both models run on the same batches with hooks on their layers. Sums of squares are kept, outputs only until
+the other model has made its own: the memory is that of one batch's layer outputs, however many batches there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.errors import FewbitError
+from fewbit.evaluate.error import SignalNoise, SplitSums
+from fewbit.evaluate.quantizers import input_spec, input_sums, weight_sums
+from fewbit.evaluate.size import module_bytes, parameter_count
+from fewbit.nn.kinds import weight_matrix
+from fewbit.nn.swap import quantized_layers, quantized_weight
+
+
+@dataclass(frozen=True)
+class QuantizerCost:
+    """Errors of one quantizer.
+
+    Attributes:
+        rounding_mse: Mean squared error of values that were rounded, over all values.
+        clipping_mse: Mean squared error of values that were clamped, over all values.
+        clipped_fraction: Share of values that were clamped.
+        power: Mean square of the float values; errors divided by it are shares of the signal.
+        theory_ratio: Rounding error over the mean of step²/12; None where the format has no uniform step.
+    """
+
+    rounding_mse: float
+    clipping_mse: float
+    clipped_fraction: float
+    power: float
+    theory_ratio: float | None
+
+    @property
+    def rounding_share(self) -> float:
+        """Rounding error over signal."""
+        return self.rounding_mse / self.power if self.power else 0.0
+
+    @property
+    def clipping_share(self) -> float:
+        """Clipping error over signal."""
+        return self.clipping_mse / self.power if self.power else 0.0
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one quantized layer costs.
+
+    Attributes:
+        name: Its name in the model.
+        kind: Its type in the float model, such as ``"Linear"``.
+        weight_spec: How its weights are quantized.
+        input_spec: How its input is; ``"float"`` when it is not.
+        parameters: Weights and biases of the float layer.
+        bytes_before: Of the float layer.
+        bytes_after: Of the quantized one: packed codes with padding, scales, zero points, bias.
+        weight_sqnr: dB of the weights, against the float weights (batch norm folded, as in the quantized model).
+        output_sqnr: dB of the output in the running model, errors of earlier layers included; None when the
+            layer did not run.
+        alone_sqnr: dB of the output when this layer alone is quantized, on the float model's input.
+        weight: The weight quantizer.
+        input: The input quantizer, when it is a static one.
+    """
+
+    name: str
+    kind: str
+    weight_spec: str
+    input_spec: str
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    weight_sqnr: float
+    output_sqnr: float | None
+    alone_sqnr: float | None
+    weight: QuantizerCost
+    input: QuantizerCost | None
+
+
+@dataclass
+class _Watch:
+    """One layer's running sums, and the float outputs that wait for their counterpart."""
+
+    name: str
+    before: nn.Module
+    after: nn.Module
+    output: SignalNoise = field(default_factory=SignalNoise)
+    alone: SignalNoise = field(default_factory=SignalNoise)
+    input: SplitSums = field(default_factory=SplitSums)
+    waiting: list[Tensor] = field(default_factory=list)
+
+
+class LayerPass:
+    """Runs both models batch by batch and adds up what each layer does.
+
+    Args:
+        reference: The float model, batch norm folded where the quantized model's was.
+        quantized: The quantized model.
+
+    Raises:
+        FewbitError: A quantized layer has no counterpart in the float model.
+    """
+
+    def __init__(self, reference: nn.Module, quantized: nn.Module) -> None:
+        self.reference, self.quantized = reference, quantized
+        self._is_probing = False
+        floats = dict(reference.named_modules(remove_duplicate=False))
+        self._watched = []
+        for name, layer in quantized_layers(quantized).items():
+            if name not in floats:
+                raise FewbitError(f"layer {name!r} of the quantized model is not in the original; they are not the same model")
+            self._watched.append(_Watch(name, floats[name], layer))
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Watch the layers while the two models run, for each batch the float model first."""
+        handles = []
+        try:
+            for watch in self._watched:
+                handles.append(watch.before.register_forward_hook(self._float_hook(watch), with_kwargs=True))
+                handles.append(watch.after.register_forward_hook(self._quantized_hook(watch), with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def end_batch(self) -> None:
+        """Drop what waits for a counterpart that never came."""
+        for watch in self._watched:
+            watch.waiting.clear()
+
+    def costs(self) -> tuple[LayerCost, ...]:
+        """One entry a quantized layer, in the model's order."""
+        return tuple(_cost(watch) for watch in self._watched)
+
+    def _float_hook(self, watch: _Watch) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not isinstance(output, Tensor):
+                return
+            # An in-place activation may follow and overwrite the output.
+            watch.waiting.append(output.detach().clone())
+            self._is_probing = True
+            try:
+                watch.alone.add(output, watch.after(*args, **kwargs))
+            finally:
+                self._is_probing = False
+
+        return hook
+
+    def _quantized_hook(self, watch: _Watch) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._is_probing or not watch.waiting:
+                return
+            reference = watch.waiting.pop(0)
+            if reference.shape == output.shape:
+                watch.output.add(reference, output)
+            given = args[0] if args else next(iter(kwargs.values()))
+            input_sums(layer, given, watch.input)
+
+        return hook
+
+
+def _cost(watch: _Watch) -> LayerCost:
+    tensor = quantized_weight(watch.after).weight_qtensor()
+    energies, weight = weight_sums(weight_matrix(watch.before), tensor)
+    return LayerCost(
+        name=watch.name,
+        kind=type(watch.before).__name__,
+        weight_spec=str(tensor.spec),
+        input_spec=input_spec(watch.after),
+        parameters=parameter_count(watch.before),
+        bytes_before=module_bytes(watch.before),
+        bytes_after=module_bytes(watch.after),
+        weight_sqnr=energies.sqnr,
+        output_sqnr=watch.output.sqnr if watch.output.count else None,
+        alone_sqnr=watch.alone.sqnr if watch.alone.count else None,
+        weight=_quantizer_cost(weight),
+        input=_quantizer_cost(watch.input) if watch.input.count else None,
+    )
+
+
+def _quantizer_cost(sums: SplitSums) -> QuantizerCost:
+    split = sums.split
+    return QuantizerCost(split.rounding_mse, split.clipping_mse, split.clipped_fraction, sums.power, sums.theory_ratio)

@@ -1,0 +1,127 @@
+"""One layer as JSON: a quantized layer by its own config, a layer of torch.nn by its constructor's arguments.
+
+``{"layer": "QuantLinear", "config": {...}}`` or ``{"nn": "Conv2d", "arguments": {...}}``. The arguments of a torch.nn layer are
+read back from the attributes its constructor sets, which bear the same names; a second layer built from them must
+agree with the first in every plain attribute and in every tensor's shape, or the layer counts as one that cannot be described.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+import fewbit.nn as quantized
+from fewbit.formats.architecture.allowed import LAYERS
+from fewbit.formats.architecture.description import members_of
+from fewbit.formats.architecture.values import Json, Undescribable, decode, encode
+
+_PLAIN = (type(None), bool, int, float, str, tuple, list)
+_SKIPPED = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze"}
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether the module is one of fewbit's own layers."""
+    return type(module) in quantized.LAYERS.values()
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module is a layer that `describe` knows: one of fewbit's, or a plain one of torch.nn."""
+    if is_quantized(module):
+        return True
+    if LAYERS.get(type(module).__name__) is not type(module) or "forward" in vars(module):
+        return False
+    if any(is_quantized(each) for each in module.modules()):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def describe(module: nn.Module) -> Json:
+    """Write a layer for which `is_layer` holds as JSON.
+
+    Raises:
+        Undescribable: The layer was changed after it was built, so that its constructor cannot make it again.
+    """
+    name = type(module).__name__
+    if is_quantized(module):
+        return {"layer": name, "config": module.config()}  # type: ignore[operator]
+    arguments = {key: encode(value) for key, value in _arguments(module).items()}
+    described: Json = {"nn": name, "arguments": arguments}
+    try:
+        twin = build(described)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Undescribable(f"a {name} that its own arguments cannot make again") from error
+    if _fingerprint(twin) != _fingerprint(module):
+        raise Undescribable(f"a {name} that was changed after it was built")
+    return described
+
+
+def build(described: Json) -> nn.Module:
+    """Make the layer that `describe` wrote, with empty tensors (those of torch.nn layers on the meta device).
+
+    Raises:
+        ValueError: It is not of `describe`'s form, or names a layer that is not allowed.
+    """
+    if isinstance(described, dict) and "layer" in described:
+        members = members_of(described, {"layer": str, "config": dict})
+        if members["layer"] not in quantized.LAYERS:
+            raise ValueError(f"the unknown layer {members['layer'][:40]!r}")
+        return quantized.LAYERS[members["layer"]].from_config(members["config"])
+    members = members_of(described, {"nn": str, "arguments": dict})
+    if members["nn"] not in LAYERS:
+        raise ValueError(f"the unknown layer {members['nn'][:40]!r}")
+    layer = LAYERS[members["nn"]]
+    known = _parameters(layer)
+    arguments = {key: decode(value) for key, value in members["arguments"].items()}
+    if not arguments.keys() <= known.keys():
+        raise ValueError(f"an argument that torch.nn.{members['nn']} does not take")
+    with torch.device("meta"):
+        return layer(**arguments).eval()
+
+
+def _parameters(layer: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(layer.__init__).parameters)
+    if issubclass(layer, nn.RNNBase):
+        # Their own constructors are (*args, **kwargs); only the plain RNN chooses its nonlinearity.
+        parameters = dict(inspect.signature(nn.RNNBase.__init__).parameters)
+        mode = parameters.pop("mode")
+        if layer is nn.RNN:
+            parameters["nonlinearity"] = mode
+    return {name: each for name, each in parameters.items() if name not in _SKIPPED}
+
+
+def _arguments(module: nn.Module) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name, parameter in _parameters(type(module)).items():
+        source = _RENAMED.get((type(module), name), name)
+        if not hasattr(module, source):
+            if parameter.default is inspect.Parameter.empty:
+                raise Undescribable(f"a {type(module).__name__} without its attribute {name}")
+            continue
+        value = getattr(module, source)
+        if isinstance(value, torch.Tensor):
+            value = True
+        elif value is None and isinstance(parameter.default, bool):
+            value = False
+        arguments[name] = value
+    return arguments
+
+
+# Where the attribute that tells an argument bears another name. A tensor or None tells True or False.
+_RENAMED: dict[tuple[type[nn.Module], str], str] = {
+    (nn.MultiheadAttention, "bias"): "in_proj_bias",
+    (nn.MultiheadAttention, "add_bias_kv"): "bias_k",
+}
+
+
+def _fingerprint(module: nn.Module) -> list[Any]:
+    """All that tells two layers apart but the tensors' values: types, plain attributes, names and shapes of tensors."""
+    plain = [
+        (path, type(each), sorted((k, repr(v)) for k, v in vars(each).items() if k != "training" and type(v) in _PLAIN))
+        for path, each in module.named_modules()
+    ]
+    tensors = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
+    buffers = [(name, tuple(tensor.shape)) for name, tensor in module.named_buffers()]
+    return [plain, tensors, buffers]

@@ -1,0 +1,198 @@
+"""fewbit's own format: a folder that brings a quantized model back as it was, bit for bit.
+
+``fewbit.json`` says what the model is (its architecture, every quantized layer's config, the recipe it came from);
+``model.safetensors`` holds its tensors: integer codes, scales, zero points, and what stayed float. The first carries
+the second's length and SHA-256 and a digest of itself, so that any damage is found before a tensor is used. Nothing in
+either is ever run as code or unpickled. Saving is atomic and deterministic: the same model gives the same bytes.
+
+The digests find accidents, not forgery: whoever writes the folder chooses what the model computes, but not what
+happens on this machine (see `architecture.allowed`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import fewbit.nn as quantized
+from fewbit import atomic
+from fewbit.errors import FewbitError
+from fewbit.formats import _manifest, _tensors, architecture
+from fewbit.formats.architecture.description import Description, members_of
+from fewbit.formats.architecture.values import Json
+
+_FILES = {_manifest.NAME, _tensors.NAME}
+_MEMBERS: dict[str, type | tuple[type, ...]] = {
+    "format": str,
+    "format_version": int,
+    "fewbit_version": str,
+    "source": (str, type(None)),
+    "weights": dict,
+    "quantization": (dict, type(None)),
+    "architecture": dict,
+    "aliases": dict,
+    "orders": dict,
+}
+
+
+def save(
+    model: nn.Module, path: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False
+) -> Path:
+    """Save a model as a folder that `load` brings back.
+
+    Args:
+        model: The model, usually from ``fewbit.quantize``. It is saved as it is in evaluation mode.
+        path: The folder to appear, whole or not at all.
+        source: Where the float model came from, kept for the reader's information.
+        overwrite: Whether an earlier output of fewbit at ``path`` is replaced. Anything else there is never touched.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FewbitError: Something is at ``path``, or a tensor or layer cannot be saved, or the folder cannot be written.
+
+    Warns:
+        UserWarning: The architecture cannot be saved, so that `load` will need the float model.
+    """
+    _check_target(Path(path), overwrite)
+    description = architecture.describe(model)
+    stored = _tensors.collect(model, description.constants)
+    info = quantized.info(model)
+    content: dict[str, Json] = {
+        "format": "fewbit",
+        "format_version": _manifest.FORMAT_VERSION,
+        "fewbit_version": _version(),
+        "source": source,
+        "weights": None,
+        "quantization": None if info is None else json.loads(json.dumps(info.to_dict())),
+        "architecture": description.to_json(),
+        "aliases": dict(stored.aliases),
+        "orders": {name: list(order) for name, order in stored.orders.items()},
+    }
+    with atomic.new_folder(path, overwrite=overwrite) as folder:
+        size, digest = _tensors.write(folder / _tensors.NAME, stored)
+        content["weights"] = {"file": _tensors.NAME, "bytes": size, "sha256": digest}
+        (folder / _manifest.NAME).write_bytes(_manifest.to_bytes(content))
+    architecture.warn_if_unknown(description)
+    return Path(path)
+
+
+def load(
+    path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module] | None = None
+) -> nn.Module:
+    """Load a model that `save` wrote, on the CPU and in evaluation mode.
+
+    Args:
+        path: The folder.
+        model: The float model or a function that makes it, where the folder could not hold the architecture. The
+            model's own weights are not used, and it stays as it is.
+
+    Returns:
+        The model: of its own class if that is one of transformers or of torch.nn or comes from ``model``, else a
+        `torch.fx.GraphModule` with the same layers under the same names.
+
+    Raises:
+        FewbitError: The folder is not fewbit's, damaged, incomplete or from a newer version, or needs ``model``.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FewbitError(f"{folder} is not a folder written by fewbit.save")
+    if not (folder / _manifest.NAME).is_file():
+        raise FewbitError(f"{folder} is not a folder written by fewbit.save: it holds no {_manifest.NAME}")
+    content = _manifest.read(folder / _manifest.NAME, _MEMBERS)
+    _check_weights(folder / _tensors.NAME, content["weights"], folder / _manifest.NAME)
+    try:
+        return _restore(folder, content, model)
+    except FewbitError:
+        raise
+    except Exception as error:
+        # The content passed its digest, so an honest fewbit did not write it; it can fail anywhere.
+        raise FewbitError(f"{folder / _manifest.NAME} does not describe a model: {str(error)[:200]}") from error
+
+
+def _restore(folder: Path, content: dict[str, Any], model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    try:
+        description = Description.from_json(content["architecture"])
+        skeleton = architecture.build(description, model)
+    except FewbitError as error:
+        raise FewbitError(f"{folder / _manifest.NAME}: {error}") from error
+    constants = {path for path, slot in description.tensors.items() if slot.kind == "constant"}
+    state: dict[str, Tensor] = dict(skeleton.state_dict(keep_vars=True))
+    slots = {**state, **{path: description.tensors[path].empty() for path in constants}}
+    tables = _tensors.Stored({}, _aliases(content["aliases"]), _orders(content["orders"]))
+    tensors = _tensors.read(folder / _tensors.NAME, tables, slots)
+    skeleton.load_state_dict({name: tensors[name] for name in state}, assign=True)
+    _put_constants(skeleton, {path: tensors[path] for path in constants})
+    left = [name for name, tensor in (*skeleton.named_parameters(), *skeleton.named_buffers()) if tensor.is_meta]
+    if left:
+        raise FewbitError(f"{folder / _tensors.NAME} does not fit its model: it lacks the tensor {left[0]}")
+    if content["quantization"] is not None:
+        quantized.attach_info(skeleton, quantized.QuantizationInfo.from_dict(content["quantization"]))
+    return skeleton.eval()
+
+
+def _put_constants(model: nn.Module, constants: dict[str, Tensor]) -> None:
+    """Fill the buffers that no state dict holds; a model handed in may keep such a tensor elsewhere, and then its own stays."""
+    places = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    for path, tensor in constants.items():
+        if path in places:
+            owner, _, name = path.rpartition(".")
+            model.get_submodule(owner)._buffers[name] = tensor.detach()
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if not path.is_dir():
+        if path.exists():
+            raise FewbitError(f"{path} is a file: name a folder to save the model in")
+        return
+    names = {each.name for each in path.iterdir()}
+    if names and (_manifest.NAME not in names or names - _FILES):
+        foreign = min(names - _FILES, default=_tensors.NAME)
+        raise FewbitError(f"{path} holds {foreign}, which fewbit did not write: choose another folder")
+    if names and not overwrite:
+        raise FewbitError(f"{path} holds a saved model already: pass overwrite=True to replace it")
+
+
+def _check_weights(path: Path, weights: dict[str, Any], manifest: Path) -> None:
+    try:
+        members_of(weights, {"file": str, "bytes": int, "sha256": str})
+    except ValueError as error:
+        raise FewbitError(f"{manifest} does not describe a model: {error}") from error
+    try:
+        size = path.stat().st_size
+        if size != weights["bytes"]:
+            raise FewbitError(f"{path} is damaged: it has {size} bytes instead of {weights['bytes']}")
+        if _tensors.sha256(path) != weights["sha256"]:
+            raise FewbitError(f"{path} is damaged: its content does not match the digest in {manifest.name}")
+    except OSError as error:
+        raise FewbitError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _aliases(value: dict[str, Json]) -> dict[str, str]:
+    aliases = {alias: name for alias, name in value.items() if isinstance(name, str)}
+    if len(aliases) != len(value):
+        raise ValueError("an alias that is not a name")
+    return aliases
+
+
+def _orders(value: dict[str, Json]) -> dict[str, list[int]]:
+    orders = {
+        name: [d for d in order if type(d) is int] for name, order in value.items() if isinstance(order, list)
+    }
+    if orders != value:
+        raise ValueError("an order of dimensions that is not a list of numbers")
+    return orders
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fewbit")
+    except metadata.PackageNotFoundError:
+        return "unknown"

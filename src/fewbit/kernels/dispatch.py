@@ -1,0 +1,126 @@
+"""The passes over tensors that quantizing needs, on the compiled kernels where they fit and on the reference where not.
+
+``FEWBIT_ISA`` forces a backend: ``avx512``, ``avx2`` and ``portable`` choose the compiled instruction set, ``reference`` the Python twins.
+Both give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import FewbitError
+from fewbit.kernels import reference
+from fewbit.numbers import packing
+from fewbit.numbers.spec import QSpec
+
+
+def forced_isa() -> str | None:
+    """What ``FEWBIT_ISA`` asks for, or None."""
+    return os.environ.get("FEWBIT_ISA", "").strip().lower() or None
+
+
+def _load_native() -> ModuleType | None:
+    if forced_isa() == "reference":
+        return None
+    try:
+        from fewbit import _native
+    except ModuleNotFoundError:  # a source tree that was never built: slow, but right
+        return None
+    except ImportError as error:
+        raise FewbitError(str(error)) from error
+    return _native
+
+
+_native = _load_native()
+
+
+def backend() -> str:
+    """The instruction set in use: ``avx512``, ``avx2``, ``portable`` or ``reference``."""
+    return "reference" if _native is None else str(_native.isa())
+
+
+def _fits(*tensors: Tensor) -> bool:
+    """Whether the compiled kernels take these tensors."""
+    plain = all(t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+    return _native is not None and plain
+
+
+def minmax_rows(x: Tensor) -> Tensor:
+    """Smallest and largest value of each row of ``[R, C]``: float32 ``[R, 2]``, NaN for a row that holds one."""
+    x = x.detach()
+    if _native is None or not _fits(x) or x.dtype == torch.float64:
+        return reference.minmax_rows(x)
+    out = torch.empty(x.shape[0], 2)
+    _native.minmax_rows(x, out)
+    return out
+
+
+def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """``clamp(round(x/s) + z)`` for each row of float32 ``[R, C]``; see the reference."""
+    x = x.detach()
+    if _native is None or not _fits(x, scale, zero_point) or x.dtype != torch.float32 or x.numel() == 0:
+        return reference.quantize_rows(x, scale, zero_point, qmin, qmax)
+    dtype = reference.code_dtype(qmin, qmax)
+    if dtype == torch.int32:
+        return reference.quantize_rows(x, scale, zero_point, qmin, qmax)
+    out = torch.empty(x.shape, dtype=dtype)
+    _native.quantize_rows(x, scale, zero_point, qmin, qmax, out)
+    return out
+
+
+def quantize_rows_dynamic(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes ``[R, C]`` and scales ``[R]`` of float32 ``[R, C]``, in one pass."""
+    x = x.detach()
+    if _native is None or not _fits(x) or x.dtype != torch.float32 or x.numel() == 0:
+        return reference.quantize_rows_dynamic(x, qmax)
+    out, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0])
+    _native.quantize_rows_dynamic(x, qmax, out, scale)
+    return out, scale
+
+
+def dequantize_rows(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``s·(q − z)`` in float32 for each row of ``[R, C]``."""
+    if _native is None or not _fits(codes, scale, zero_point) or codes.numel() == 0:
+        return reference.dequantize_rows(codes, scale, zero_point)
+    out = torch.empty(codes.shape)
+    _native.dequantize_rows(codes, scale, zero_point, out)
+    return out
+
+
+def histogram_rows(x: Tensor, inv_width: Tensor, counts: Tensor) -> None:
+    """Add each row of float32 ``[R, C]`` to ``counts`` int64 ``[R, B]``; see the reference."""
+    x = x.detach()
+    if _native is None or not _fits(x, inv_width, counts) or x.dtype != torch.float32:
+        reference.histogram_rows(x, inv_width, counts)
+    else:
+        _native.histogram_rows(x, inv_width, counts)
+
+
+def mse_search_rows(x: Tensor, candidates: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
+    """The clip ``lo [R]``, ``hi [R]`` of each row of ``[R, C]`` with the least squared error; see the reference.
+
+    Args:
+        x: Floating ``[R, C]``, one row a block.
+        candidates: Fractions of each row's range, float32 ``[T]``.
+        spec: An integer spec; its qmin, qmax and symmetry are used.
+    """
+    x = x.detach().to(torch.float32).contiguous()
+    qmin, qmax = int(spec.qmin), int(spec.qmax)
+    if _native is None or not _fits(x, candidates) or x.numel() == 0:
+        return reference.mse_search_rows(x, candidates, spec.symmetric, qmin, qmax)
+    lo, hi = torch.empty(x.shape[0]), torch.empty(x.shape[0])
+    _native.mse_search_rows(x, candidates, spec.symmetric, qmin, qmax, lo, hi)
+    return lo, hi
+
+
+def unpack(data: Tensor, bits: int, count: int, signed: bool) -> Tensor:
+    """Codes of a packed stream, see :mod:`fewbit.numbers.packing`."""
+    if _native is None or not _fits(data) or bits > 8 or data.numel() != packing.packed_size(count, bits):
+        return reference.unpack(data, bits, count, signed)
+    out = torch.empty(count, dtype=torch.int8 if signed else torch.uint8)
+    _native.unpack(data, bits, signed, out)
+    return out

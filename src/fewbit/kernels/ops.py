@@ -1,0 +1,187 @@
+"""The operators of quantized layers, as ``torch.library`` custom ops, so that ``torch.compile`` and ``torch.export`` see one node each.
+
+Outside of tracing the functions are called directly, which saves the dispatcher's time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewbit.kernels import activations, products, weights
+from fewbit.kernels.products import Geometry
+from fewbit.kernels.weights import PackedMatrix
+from fewbit.numbers.spec import QSpec
+
+
+@torch.library.custom_op("fewbit::quantize_static", mutates_args=())
+def _quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
+    return activations.quantize_static(x, scale, zero_point, QSpec.parse(spec)).contiguous()
+
+
+@_quantize_static.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str) -> Tensor:
+    return torch.empty(x.shape, dtype=QSpec.parse(spec).format.code_dtype, device=x.device)
+
+
+@torch.library.custom_op("fewbit::quantize_dynamic", mutates_args=())
+def _quantize_dynamic(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
+    codes, scale, zero_point = activations.quantize_dynamic(x, QSpec.parse(spec))
+    zeros = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point
+    return codes.contiguous(), scale.clone(), zeros.clone()
+
+
+@_quantize_dynamic.register_fake
+def _(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
+    parsed = QSpec.parse(spec)
+    shape = _fake_scale_shape(x, parsed)
+    codes = torch.empty(x.shape, dtype=parsed.format.code_dtype, device=x.device)
+    return codes, x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)
+
+
+def _fake_scale_shape(x: Tensor, spec: QSpec) -> list[int]:
+    return list(spec.granularity.scale_shape(tuple(x.shape)))
+
+
+@torch.library.custom_op("fewbit::linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+) -> Tensor:
+    matrix = PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))
+    return products.linear(x, x_scale, x_zero_point, matrix, bias)
+
+
+@_linear.register_fake
+def _(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device=x.device)
+
+
+@torch.library.custom_op("fewbit::conv", mutates_args=())
+def _conv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+    kernel: list[int],
+    stride: list[int],
+    before: list[int],
+    after: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    matrix = PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))
+    padding = tuple(zip(before, after))
+    geometry = Geometry(tuple(kernel), tuple(stride), padding, tuple(dilation), groups)
+    return products.conv(x, x_scale, x_zero_point, matrix, bias, geometry).contiguous()
+
+
+@_conv.register_fake
+def _(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+    kernel: list[int],
+    stride: list[int],
+    before: list[int],
+    after: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    walk = zip(x.shape[2:], kernel, stride, before, after, dilation)
+    out = [(size + a + b - d * (k - 1) - 1) // s + 1 for size, k, s, a, b, d in walk]
+    return torch.empty(x.shape[0], rows, *out, dtype=torch.float32, device=x.device)
+
+
+@torch.library.custom_op("fewbit::dequantize", mutates_args=())
+def _dequantize(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int
+) -> Tensor:
+    return weights.dequantize(PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))).clone()
+
+
+@_dequantize.register_fake
+def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int) -> Tensor:
+    return torch.empty(rows, columns, dtype=torch.float32, device=codes.device)
+
+
+
+def linear(
+    x: Tensor, x_scale: Tensor, x_zero_point: Tensor | None, matrix: PackedMatrix, bias: Tensor | None
+) -> Tensor:
+    """:func:`fewbit.kernels.products.linear`, traceable."""
+    if not torch.compiler.is_compiling():
+        return products.linear(x, x_scale, x_zero_point, matrix, bias)
+    return _linear(x, x_scale, x_zero_point, *_flat(matrix), bias)
+
+
+def conv(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None,
+    matrix: PackedMatrix,
+    bias: Tensor | None,
+    geometry: Geometry,
+) -> Tensor:
+    """:func:`fewbit.kernels.products.conv`, traceable."""
+    if not torch.compiler.is_compiling():
+        return products.conv(x, x_scale, x_zero_point, matrix, bias, geometry)
+    before, after = [p[0] for p in geometry.padding], [p[1] for p in geometry.padding]
+    walk = (list(geometry.kernel), list(geometry.stride), before, after, list(geometry.dilation), geometry.groups)
+    return _conv(x, x_scale, x_zero_point, *_flat(matrix), bias, *walk)
+
+
+def dequantized(matrix: PackedMatrix) -> Tensor:
+    """:func:`fewbit.kernels.weights.dequantize`, traceable."""
+    return _dequantize(*_flat(matrix)) if torch.compiler.is_compiling() else weights.dequantize(matrix)
+
+
+def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QSpec) -> Tensor:
+    """:func:`fewbit.kernels.activations.quantize_static`, traceable."""
+    if torch.compiler.is_compiling():
+        return _quantize_static(x, scale, zero_point, str(spec))
+    return activations.quantize_static(x, scale, zero_point, spec)
+
+
+def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | None]:
+    """:func:`fewbit.kernels.activations.quantize_dynamic`, traceable."""
+    if not torch.compiler.is_compiling():
+        return activations.quantize_dynamic(x, spec)
+    codes, scale, zero_point = _quantize_dynamic(x, str(spec))
+    return codes, scale, None if spec.symmetric else zero_point
+
+
+def _flat(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor | None, str, int, int]:
+    return matrix.codes, matrix.scale, matrix.zero_point, str(matrix.spec), *matrix.shape

@@ -1,0 +1,190 @@
+"""The slow, obviously right twin of every kernel: the oracle of the tests, and what runs under ``FEWBIT_ISA=reference``.
+
+Integers are computed in int64, so that nothing can overflow or saturate before it is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import FewbitError
+from fewbit.numbers import packing
+
+_INT32 = torch.iinfo(torch.int32)
+
+
+def int_matmul(
+    a: Tensor, b: Tensor, a_zero_point: Tensor | int = 0, b_zero_point: Tensor | int = 0
+) -> Tensor:
+    """``(A − z_a)(B − z_b)`` by the expanded form, every zero-point term apart.
+
+    ``A_q B_q − z_a Σ_K B_q − z_b Σ_K A_q + K z_a z_b`` (arXiv 1712.05877, equation 7).
+
+    Args:
+        a: Integer codes ``[…, M, K]``.
+        b: Integer codes ``[…, K, N]``.
+        a_zero_point: Scalar, or broadcastable to ``[…, M, 1]``.
+        b_zero_point: Scalar, or broadcastable to ``[…, 1, N]``.
+
+    Returns:
+        int32 ``[…, M, N]``.
+
+    Raises:
+        FewbitError: A result does not fit int32.
+    """
+    a, b = a.to(torch.int64), b.to(torch.int64)
+    za, zb = _int64(a_zero_point, a), _int64(b_zero_point, b)
+    depth = a.shape[-1]
+    product = torch.matmul(a, b)
+    product = product - za * b.sum(-2, keepdim=True) - zb * a.sum(-1, keepdim=True) + depth * za * zb
+    return _to_int32(product)
+
+
+def int_conv(
+    x: Tensor,
+    weight: Tensor,
+    x_zero_point: Tensor | int = 0,
+    weight_zero_point: Tensor | int = 0,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> Tensor:
+    """Convolution of codes; the border is the real 0, that is the code ``x_zero_point``.
+
+    Args:
+        x: Integer codes ``[N, C, *spatial]``.
+        weight: Integer codes ``[O, C/groups, *kernel]``.
+        x_zero_point: One for the tensor.
+        weight_zero_point: Scalar or ``[O]``.
+        stride: One for each spatial axis.
+        padding: (before, after) for each spatial axis.
+        dilation: One for each spatial axis.
+        groups: Channel groups.
+
+    Returns:
+        int32 ``[N, O, *out]``.
+    """
+    patches = _patches(_pad(x.to(torch.int64), padding, int(x_zero_point)), weight.shape[2:], stride, dilation)
+    batch, channels, out = x.shape[0], x.shape[1], patches.shape[2 : 2 + len(stride)]
+    rows = patches.reshape(batch, groups, channels // groups, math.prod(out), -1).transpose(2, 3).flatten(3)
+    columns = weight.to(torch.int64).reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    zero_points = _int64(weight_zero_point, x).expand(weight.shape[0]).reshape(groups, 1, -1)
+    product = int_matmul(rows, columns, int(x_zero_point), zero_points)  # [N, groups, positions, O/groups]
+    return product.transpose(2, 3).reshape(batch, weight.shape[0], *out)
+
+
+def _pad(x: Tensor, padding: tuple[tuple[int, int], ...], value: int) -> Tensor:
+    flat = [side for pair in reversed(padding) for side in pair]
+    return torch.nn.functional.pad(x, flat, value=value)
+
+
+def _patches(
+    x: Tensor, kernel: torch.Size, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
+    """``[N, C, *out, *kernel]``."""
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation)):
+        x = x.unfold(2 + axis, (k - 1) * d + 1, s)[..., ::d]
+    return x
+
+
+def requantize(
+    accumulator: Tensor, multiplier: Tensor | float, zero_point: Tensor | int, qmin: int, qmax: int
+) -> Tensor:
+    """``clamp(round(acc · M) + z)`` with a real multiplier ``M = s_x s_w / s_y``; int32 in, int32 out."""
+    scaled = torch.round(accumulator.to(torch.float64) * torch.as_tensor(multiplier, dtype=torch.float64))
+    return (scaled + torch.as_tensor(zero_point)).clamp(qmin, qmax).to(torch.int32)
+
+
+def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """``clamp(round(x/s) + z)`` for each row of ``[R, C]``; the narrowest integer dtype that holds qmin … qmax."""
+    codes = torch.round(x.to(torch.float32) / scale[:, None]) + zero_point[:, None].to(torch.float32)
+    return codes.clamp(qmin, qmax).to(code_dtype(qmin, qmax))
+
+
+def quantize_rows_dynamic(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
+    """Symmetric codes within ±qmax and scales of the rows of ``[R, C]``; the scale is amax/qmax, 1 where that is 0."""
+    scale = x.to(torch.float32).abs().amax(dim=1) / qmax
+    scale = torch.where(scale == 0, 1.0, scale)
+    return quantize_rows(x, scale, torch.zeros_like(scale, dtype=torch.int32), -qmax, qmax), scale
+
+
+def dequantize_rows(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """``s·(q − z)`` in float32 for each row of ``[R, C]``."""
+    return (codes.to(torch.float32) - zero_point[:, None].to(torch.float32)) * scale[:, None]
+
+
+def minmax_rows(x: Tensor) -> Tensor:
+    """``[R, 2]``: smallest and largest of each row, NaN if the row holds one."""
+    low, high = torch.aminmax(x.to(torch.float32), dim=1)
+    return torch.stack([low, high], dim=1)
+
+
+def histogram_rows(x: Tensor, inv_width: Tensor, counts: Tensor) -> None:
+    """Add each row of ``[R, C]`` to ``counts [R, B]``: bin ``floor(x/width) + B/2``, clipped to the ends."""
+    bins = counts.shape[1]
+    index = torch.floor(x.to(torch.float32) * inv_width[:, None]) + bins // 2
+    index = index.clamp(0, bins - 1).to(torch.int64)
+    counts.scatter_add_(1, index, torch.ones_like(index))
+
+
+def mse_search_rows(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    """The clip of each row of ``[R, C]`` with the least squared error, among fractions of its own range.
+
+    Args:
+        x: float32 ``[R, C]``.
+        candidates: Fractions ``[T]``; the first of equals wins.
+        symmetric: Clip at ±p·amax; otherwise at p·min(lo, 0) and p·max(hi, 0) with a zero point.
+        qmin: Smallest code.
+        qmax: Largest code.
+
+    Returns:
+        ``lo [R]`` and ``hi [R]``.
+    """
+    low, high = minmax_rows(x).unbind(1)
+    if symmetric:
+        high = torch.maximum(low.abs(), high.abs())
+        low = -high
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    best = torch.full_like(low, math.inf)
+    best_low, best_high = low.clone(), high.clone()
+    for p in candidates.tolist():
+        clip_low, clip_high = low * p, high * p
+        width = clip_high if symmetric else clip_high - clip_low
+        scale = width / (qmax if symmetric else qmax - qmin)
+        scale = torch.where(scale > 0, scale, 1.0)
+        zero = torch.zeros_like(scale) if symmetric else torch.round(qmin - clip_low / scale).clamp(qmin, qmax)
+        codes = (torch.round(x / scale[:, None]) + zero[:, None]).clamp(qmin, qmax)
+        error = (scale[:, None] * (codes - zero[:, None]) - x).square().sum(dim=1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_low, best_high = torch.where(better, clip_low, best_low), torch.where(better, clip_high, best_high)
+    return best_low, best_high
+
+
+def unpack(data: Tensor, bits: int, count: int, signed: bool) -> Tensor:
+    """Codes of a packed stream, see :mod:`fewbit.numbers.packing`."""
+    return packing.unpack(data, bits, count, signed)
+
+
+def code_dtype(qmin: int, qmax: int) -> torch.dtype:
+    """The narrowest torch integer for codes from qmin to qmax."""
+    for dtype in (torch.int8, torch.uint8, torch.int16):
+        info = torch.iinfo(dtype)
+        if info.min <= qmin and qmax <= info.max:
+            return dtype
+    return torch.int32
+
+
+def _int64(value: Tensor | int, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, device=like.device).to(torch.int64)
+
+
+def _to_int32(product: Tensor) -> Tensor:
+    if product.numel() and bool((product.amax() > _INT32.max) | (product.amin() < _INT32.min)):
+        raise FewbitError("an integer product does not fit int32; split K")
+    return product.to(torch.int32)

@@ -1,0 +1,174 @@
+"""The quantized weight of a layer: packed codes, and what a layer does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewbit.kernels import ops
+from fewbit.kernels.products import Geometry
+from fewbit.kernels.weights import PackedMatrix
+from fewbit.nn.intercept import read_call
+from fewbit.nn.quantizers import InputQuantizer, quantizer_from_config
+from fewbit.numbers import packing
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec
+
+_CONVS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class PackedWeight(nn.Module):
+    """A packed matrix ``[rows, columns]`` as buffers; tied layers share one."""
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+    def __init__(self, matrix: PackedMatrix) -> None:
+        super().__init__()
+        self.spec, self.matrix_shape = matrix.spec, matrix.shape
+        self.register_buffer("codes", matrix.codes)
+        self.register_buffer("scale", matrix.scale)
+        self.register_buffer("zero_point", matrix.zero_point)
+
+    def matrix(self) -> PackedMatrix:
+        """The buffers as they are now."""
+        return PackedMatrix(self.codes, self.scale, self.zero_point, self.spec, self.matrix_shape)
+
+
+class QuantizedWeight(nn.Module):
+    """What stands in a quantized layer's ``weight``: packed codes in matrix form ``[out, K]``, and the input quantizer.
+
+    With an input quantizer products are computed on integers; without one the weight is dequantized and the product is in float.
+    Functions that are called with it in a weight's place (``F.linear``, ``F.conv2d``, ``F.embedding``) compute the quantized result, so a
+    layer class with a forward of its own keeps working.
+
+    Attributes:
+        packed: The codes, scales and zero points.
+        input_quantizer: None, static or dynamic.
+        kernel: The spatial shape of a convolution's kernel, empty otherwise.
+    """
+
+    input_quantizer: InputQuantizer | None
+
+    def __init__(
+        self, packed: PackedWeight, input_quantizer: InputQuantizer | None = None, kernel: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        self.packed = packed
+        self.input_quantizer = input_quantizer
+        self.kernel = tuple(kernel)
+
+    def weight_qtensor(self) -> QTensor:
+        """The codes, one value an element, as a matrix ``[out, K]``."""
+        return self.packed.matrix().unpack()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """``x Wᵀ + bias`` for ``x [..., K]``, in the dtype of ``x``."""
+        matrix = self.packed.matrix()
+        if self.input_quantizer is None:
+            return F.linear(x, ops.dequantized(matrix).to(x.dtype), _like(bias, x))
+        codes, scale, zero_point = self.input_quantizer(x)
+        return ops.linear(codes, scale, zero_point, matrix, bias).to(x.dtype)
+
+    def conv(self, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        """A convolution of ``x [N, C, *spatial]`` (or without N), in the dtype of ``x``."""
+        if x.dim() == len(geometry.kernel) + 1:
+            return self.conv(x.unsqueeze(0), bias, geometry).squeeze(0)
+        matrix = self.packed.matrix()
+        if self.input_quantizer is None:
+            kernel = ops.dequantized(matrix).reshape(matrix.shape[0], -1, *geometry.kernel).to(x.dtype)
+            return _float_conv(x, kernel, _like(bias, x), geometry)
+        codes, scale, zero_point = self.input_quantizer(x)
+        return ops.conv(codes, scale, zero_point, matrix, bias, geometry).to(x.dtype)
+
+    def embedding(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Dequantized rows ``[*index.shape, columns]``; only the rows in use are unpacked where rows are whole bytes."""
+        matrix = self.packed.matrix()
+        row_bytes, rest = divmod(matrix.spec.granularity.padded_shape(matrix.shape)[1] * matrix.spec.bits, 8)
+        by_row = matrix.scale.dim() > 0 and matrix.scale.shape[0] == matrix.shape[0]
+        if rest or not by_row or matrix.codes.dtype != torch.uint8 or _zero_points_straddle(matrix):
+            return F.embedding(index, ops.dequantized(matrix)).to(dtype)
+        flat = index.reshape(-1)
+        zero_point = matrix.zero_point
+        if zero_point is not None:
+            zero_point = zero_point.reshape(matrix.shape[0], -1)[flat].reshape(-1)
+            if not matrix.spec.format.is_integer:
+                zero_point = zero_point.reshape(-1, *matrix.scale.shape[1:])
+        codes = matrix.codes.reshape(matrix.shape[0], row_bytes)[flat].reshape(-1)
+        shape = (flat.shape[0], matrix.shape[1])
+        rows = PackedMatrix(codes, matrix.scale[flat], zero_point, matrix.spec, shape)
+        return ops.dequantized(rows).reshape(*index.shape, matrix.shape[1]).to(dtype)
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the buffers, for :meth:`from_config`."""
+        quantizer = None if self.input_quantizer is None else self.input_quantizer.config()
+        return {
+            "spec": str(self.packed.spec),
+            "shape": list(self.packed.matrix_shape),
+            "kernel": list(self.kernel),
+            "input": quantizer,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> QuantizedWeight:
+        """A weight of zeros, whose state is loaded afterwards."""
+        spec, shape = QSpec.parse(config["spec"]), (int(config["shape"][0]), int(config["shape"][1]))
+        return cls(PackedWeight(_empty(spec, shape)), quantizer_from_config(config["input"]), config["kernel"])
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Serve a functional call that has this weight among its arguments."""
+        weight = next(value for value in [*args, *(kwargs or {}).values()] if isinstance(value, cls))
+        call = read_call(function, args, kwargs, weight.kernel)
+        if call.kind == "embedding":
+            return weight.embedding(call.x)
+        if call.kind == "linear":
+            return weight.linear(call.x, call.bias)
+        assert call.geometry is not None
+        return weight.conv(call.x, call.bias, call.geometry)
+
+    def extra_repr(self) -> str:
+        """Spec and shape."""
+        return f"{self.packed.spec}, shape={self.packed.matrix_shape}"
+
+
+def _float_conv(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    padding = tuple(before for before, _ in geometry.padding)
+    if any(before != after for before, after in geometry.padding):
+        x = F.pad(x, [side for pair in reversed(geometry.padding) for side in pair])
+        padding = (0,) * len(padding)
+    return _CONVS[len(padding)](x, kernel, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
+
+
+def _zero_points_straddle(matrix: PackedMatrix) -> bool:
+    """Whether packed zero points of one row share a byte with another row's."""
+    if matrix.zero_point is None or not matrix.spec.format.is_integer:
+        return False
+    return matrix.scale.numel() // matrix.shape[0] * matrix.spec.bits % 8 != 0
+
+
+def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)
+
+
+def _empty(spec: QSpec, shape: tuple[int, int]) -> PackedMatrix:
+    grain, fmt = spec.granularity, spec.format
+    padded, scale_shape = grain.padded_shape(shape), grain.scale_shape(shape)
+    if fmt.code_dtype.is_floating_point:
+        codes = torch.zeros(padded, dtype=fmt.code_dtype)
+    else:
+        codes = torch.zeros(packing.packed_size(padded[0] * padded[1], fmt.bits), dtype=torch.uint8)
+    scale = torch.ones(scale_shape)
+    zero_point: Tensor | None = None
+    if not spec.symmetric and fmt.is_integer:
+        zero_point = torch.zeros(packing.packed_size(scale.numel(), fmt.bits), dtype=torch.uint8)
+    elif not spec.symmetric:
+        zero_point = torch.zeros(scale_shape)
+    return PackedMatrix(codes, scale, zero_point, spec, shape)

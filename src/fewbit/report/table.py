@@ -1,0 +1,109 @@
+"""A comparison as `rich` tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from fewbit.report.text import (
+    bytes_text,
+    count_text,
+    decibels_text,
+    percent_text,
+    seconds_text,
+    times_text,
+)
+
+if TYPE_CHECKING:
+    from fewbit.evaluate.layers import LayerCost, QuantizerCost
+    from fewbit.report.comparison import Comparison
+
+
+def comparison_tables(comparison: Comparison) -> Group:
+    """The whole model, then its layers, then the notes."""
+    parts: list[RenderableType] = [whole_table(comparison)]
+    if comparison.rows:
+        parts.append(layer_table(comparison.rows))
+    parts.extend(f"note: {escape(note)}" for note in comparison.notes)
+    return Group(*parts)
+
+
+def whole_table(comparison: Comparison) -> Table:
+    """Size, time and error of the whole model: before, after, and what it means."""
+    table = plain_table("whole model", "", "before", "after", "")
+    size = comparison.size
+    table.add_row("weights", bytes_text(size.before), bytes_text(size.after), f"{times_text(size.ratio)} smaller")
+    if size.file_before is not None or size.file_after is not None:
+        table.add_row("on disk", _file(size.file_before), _file(size.file_after), _file_ratio(comparison))
+    if comparison.time is not None:
+        time = comparison.time
+        before, after = seconds_text(time.before.median), seconds_text(time.after.median)
+        meaning = f"{times_text(time.speedup)} the speed, {time.threads} threads"
+        table.add_row("time a batch", before, after, meaning)
+    for output in comparison.outputs:
+        error = f"SQNR {decibels_text(output.sqnr)} dB, cosine {output.cosine:.5f}"
+        if output.top1 is not None:
+            error += f", same top-1 {percent_text(output.top1)}"
+        table.add_row(f"output {escape(output.name)}", "", "", error)
+    if len(comparison.outputs) > 1:
+        table.add_row("all outputs", "", "", f"SQNR {decibels_text(comparison.output_sqnr)} dB")
+    table.caption = f"{comparison.samples} samples in {comparison.batches} batches"
+    return table
+
+
+def layer_table(rows: tuple[LayerCost, ...]) -> Table:
+    """One row a layer: codes, size, SQNRs, and the error shares of its two quantizers."""
+    table = plain_table("layers", "layer", "weights", "input", "size")
+    for heading in ("weight dB", "output dB", "alone dB", "rounding", "clipping", "vs theory", "input rnd", "input clip"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            escape(row.name),
+            row.weight_spec,
+            row.input_spec,
+            bytes_text(row.bytes_after),
+            decibels_text(row.weight_sqnr),
+            decibels_text(row.output_sqnr),
+            decibels_text(row.alone_sqnr),
+            *_shares(row.weight),
+            _ratio(row.weight),
+            *_shares(row.input),
+        )
+    table.caption = (
+        "output dB: in the running model, with the errors of the layers before it; alone dB: this layer's own, "
+        "on float input; rounding and clipping: error over signal; vs theory: rounding error over step²/12"
+    )
+    return table
+
+
+def plain_table(title: str, *headings: str) -> Table:
+    """A table in the style of all of fewbit's: the first column left, the others right, no wrapped numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _shares(cost: QuantizerCost | None) -> tuple[str, str]:
+    if cost is None:
+        return "–", "–"
+    return percent_text(cost.rounding_share), percent_text(cost.clipping_share)
+
+
+def _ratio(cost: QuantizerCost | None) -> str:
+    return "–" if cost is None or cost.theory_ratio is None else f"{cost.theory_ratio:.2f}"
+
+
+def _file(size: int | None) -> str:
+    return "–" if size is None else bytes_text(size)
+
+
+def _file_ratio(comparison: Comparison) -> str:
+    before, after = comparison.size.file_before, comparison.size.file_after
+    if before is None or after is None:
+        return f"{count_text(before or after or 0)} bytes"
+    return f"{times_text(before / max(after, 1))} smaller"
