@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/stamps
-PIP    = $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-warn-script-location
+PIP    = $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-warn-script-location --no-warn-conflicts
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.hpp csrc/*.inc)
 
 # A pip told elsewhere to install into another place, or a Python told to import from one, must not matter here.

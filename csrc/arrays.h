@@ -1,4 +1,4 @@
-// Checks of the arrays that come in from Python: device, memory order, dtype and shape.
+// Checks of the arrays that come in from Python: device, alignment, memory order, dtype and shape.
 //
 // Layout: `Input` and `Output` are arrays of NumPy, torch or any library that speaks DLPack, taken without a
 // copy. Cost: a few comparisons an array. Why here and not in nanobind's signatures: a mismatch there lists
@@ -9,8 +9,8 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
-#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "dispatch.h"
 
@@ -34,20 +34,31 @@ inline std::string dtype_name(nb::dlpack::dtype dtype) {
   return "another dtype of " + bits + " bits";
 }
 
-template <class Array>
-std::string shape_name(const Array& array) {
-  std::string text = "(";
-  for (size_t i = 0; i < array.ndim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(array.shape(i));
-  return text + (array.ndim() == 1 ? ",)" : ")");
+inline std::string tuple_of(const std::vector<int64_t>& extents) {
+  std::string text;
+  for (const int64_t extent : extents) text += (text.empty() ? "" : ", ") + std::to_string(extent);
+  return "(" + text + (extents.size() == 1 ? ",)" : ")");
 }
 
-/// The array lies on the CPU in C order and has `ndim` dimensions.
+template <class Array>
+std::vector<int64_t> shape_of(const Array& array) {
+  std::vector<int64_t> extents;
+  for (size_t i = 0; i < array.ndim(); ++i) extents.push_back(static_cast<int64_t>(array.shape(i)));
+  return extents;
+}
+
+/// The array lies on the CPU, aligned and in C order, and has `ndim` dimensions. (An unaligned one, as a view
+/// into a file can be, would make vector code fault.)
 template <class Array>
 void check_layout(const Array& array, const char* name, size_t ndim) {
   const std::string subject = std::string("`") + name + "` ";
   if (array.device_type() != nb::device::cpu::value) refuse(subject + "must lie on the CPU");
   if (array.ndim() != ndim) {
-    refuse(subject + "must have " + std::to_string(ndim) + " dimensions, but has shape " + shape_name(array));
+    refuse(subject + "must have " + std::to_string(ndim) + " dimensions, but has shape " +
+           tuple_of(shape_of(array)));
+  }
+  if (array.size() != 0 && reinterpret_cast<uintptr_t>(array.data()) % array.itemsize() != 0) {
+    refuse(subject + "must start at a multiple of its element size in memory; copy it first");
   }
   int64_t expected = 1;
   for (size_t i = ndim; i-- > 0;) {
@@ -60,18 +71,11 @@ void check_layout(const Array& array, const char* name, size_t ndim) {
 }
 
 template <class Array>
-void check_shape(const Array& array, const char* name, std::initializer_list<int64_t> shape) {
+void check_shape(const Array& array, const char* name, const std::vector<int64_t>& shape) {
   check_layout(array, name, shape.size());
-  std::string wanted;
-  bool agrees = true;
-  size_t i = 0;
-  for (const int64_t extent : shape) {
-    agrees = agrees && static_cast<int64_t>(array.shape(i++)) == extent;
-    wanted += (wanted.empty() ? "" : ", ") + std::to_string(extent);
-  }
-  if (agrees) return;
-  refuse(std::string("`") + name + "` has shape " + shape_name(array) + ", but (" + wanted +
-         ") is needed here");
+  if (shape_of(array) == shape) return;
+  refuse(std::string("`") + name + "` has shape " + tuple_of(shape_of(array)) + ", but " + tuple_of(shape) +
+         " is needed here");
 }
 
 template <class T, class Array>
@@ -83,7 +87,7 @@ void check_dtype(const Array& array, const char* name) {
 
 /// The values of an input of dtype T and the given shape.
 template <class T>
-const T* values(const Input& array, const char* name, std::initializer_list<int64_t> shape) {
+const T* values(const Input& array, const char* name, const std::vector<int64_t>& shape) {
   check_shape(array, name, shape);
   check_dtype<T>(array, name);
   return static_cast<const T*>(array.data());
@@ -91,7 +95,7 @@ const T* values(const Input& array, const char* name, std::initializer_list<int6
 
 /// The memory of an output of dtype T and the given shape.
 template <class T>
-T* memory(const Output& array, const char* name, std::initializer_list<int64_t> shape) {
+T* memory(const Output& array, const char* name, const std::vector<int64_t>& shape) {
   check_shape(array, name, shape);
   check_dtype<T>(array, name);
   return static_cast<T*>(array.data());

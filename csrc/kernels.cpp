@@ -2,7 +2,7 @@
 // other -m flags and with FEWBIT_ISA naming the namespace.
 //
 // Layout: one kernel a header, plain loops that the compiler turns into vector code.
-// Cost: the code is there once per instruction set, about 60 KB each.
+// Cost: the code is there once per instruction set, about 40 KB each.
 // Why everything in those headers is in an anonymous namespace and uses no function template of the standard
 // library: such a template compiled here for AVX-512 would have a name the linker may share with the portable
 // copy, and an old processor would then meet an instruction it does not know.

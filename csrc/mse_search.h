@@ -67,7 +67,7 @@ inline void add_errors(const float* x, int64_t n, const Clips& clips, double* to
     const int64_t end = n - begin < kChunk ? n : begin + kChunk;
     float sum[kLanes] = {};
     for (int64_t i = begin; i < end; ++i) {
-#pragma omp simd
+#pragma omp simd  // this loop and not the one around it, which a compiler would otherwise choose
       for (int64_t j = 0; j < kLanes; ++j) {
         const float v = x[i] * inverse[j];
         const float error = v - round_clamped(v, clips.least[j], clips.most[j]);

@@ -16,12 +16,6 @@
 #include "dispatch.h"
 #include "minmax.h"
 
-#if defined(_MSC_VER)
-#define FEWBIT_RESTRICT __restrict
-#else
-#define FEWBIT_RESTRICT __restrict__
-#endif
-
 namespace fewbit {
 namespace {
 
@@ -34,8 +28,8 @@ inline float round_clamped(float v, float lo, float hi) {
 }
 
 template <class C>
-void quantize_row(const float* FEWBIT_RESTRICT x, int64_t n, float scale, int32_t zero_point, Bounds bounds,
-                  C* FEWBIT_RESTRICT out) {
+void quantize_row(const float* __restrict x, int64_t n, float scale, int32_t zero_point, Bounds bounds,
+                  C* __restrict out) {
   const float lo = static_cast<float>(bounds.qmin - zero_point);
   const float hi = static_cast<float>(bounds.qmax - zero_point);
   for (int64_t i = 0; i < n; ++i) {
@@ -93,8 +87,8 @@ void quantize_rows_dynamic(const float* x, Shape shape, int32_t qmax, int8_t* ou
 template <class C>
 void dequantize_rows_as(const void* codes, Shape shape, const float* scale, const int32_t* zero_point,
                         float* out) {
-  const C* FEWBIT_RESTRICT row = static_cast<const C*>(codes);
-  float* FEWBIT_RESTRICT to = out;
+  const C* __restrict row = static_cast<const C*>(codes);
+  float* __restrict to = out;
   for (int64_t r = 0; r < shape.rows; ++r, row += shape.cols, to += shape.cols) {
     const float s = scale[r];
     const int32_t z = zero_point[r];

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_public_names_are_documented() -> None:
 def test_the_command_answers_with_its_version() -> None:
     done = run("-m", "fewbit", "--version")
     assert done.returncode == 0, done.stderr
-    assert fewbit.__version__ in done.stdout
+    assert metadata.version("fewbit") in done.stdout
 
 
 def test_importing_fewbit_pulls_in_no_extra() -> None:
@@ -115,7 +116,7 @@ def mirrored() -> Iterator[tuple[str, Path]]:
         name = path.relative_to(SOURCE).with_suffix("")
         tree = ast.parse(path.read_text(encoding="utf-8"))
         code = [node for node in tree.body if isinstance(node, Definition)]
-        if code:
+        if code and name.name != "__init__":  # what a package itself holds is tested with its modules
             yield str(name), ROOT / "tests" / name.parent / f"test_{name.name}.py"
 
 
@@ -167,7 +168,7 @@ def test_formats_have_one_name_each() -> None:
 
 
 def test_the_changelog_knows_the_version() -> None:
-    assert fewbit.__version__.split("+")[0] in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {metadata.version('fewbit')}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_license_is_apache_2() -> None:

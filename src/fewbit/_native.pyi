@@ -1,15 +1,15 @@
-"""Compiled kernels of fewbit (csrc/), built for several instruction sets and chosen once, at import.
+"""Compiled kernels of fewbit (csrc/), built for several instruction sets; one is chosen at import.
 
-The environment variable ``FEWBIT_ISA`` (``avx512``, ``avx2``, ``portable``) forces a set; a name that is unknown or
-cannot run on this processor makes the import fail with an ``ImportError`` that lists the possible ones.
-``reference`` is accepted and loads ``portable``: ``fewbit.kernels`` then uses its Python twins instead.
+The environment variable ``FEWBIT_ISA`` (``avx512``, ``avx2``, ``portable``) forces a set; a name that is
+unknown or cannot run on this processor makes the import fail with an ``ImportError`` that lists the possible
+ones. ``reference`` is accepted and loads ``portable``: ``fewbit.kernels`` then uses its Python twins instead.
 
 Every instruction set gives the same bits. Every function
 
-* takes C-contiguous CPU arrays (torch tensors that need no gradient, NumPy arrays, anything with DLPack) without
-  copying and writes into the output arrays it is given, which must not share memory with the inputs;
-* raises ``ValueError`` with one sentence naming the argument if a device, memory order, dtype, shape or value does
-  not fit, and ``TypeError`` for an argument that is no array at all, or an output that is read-only;
+* takes C-contiguous CPU arrays (torch, NumPy, anything with DLPack) without copying and writes into the
+  output arrays it is given, which must not share memory with the inputs;
+* raises ``ValueError`` with one sentence naming the argument if a memory order, dtype, shape or value does
+  not fit, and ``TypeError`` for what is no array in memory, or an output that is read-only;
 * releases the interpreter lock and runs on one thread.
 
 R, C are rows and columns, either may be 0; a row is a quantization block.
@@ -26,7 +26,7 @@ def isa() -> str:
     """Name of the instruction set in use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
 
 def available_isas() -> list[str]:
-    """Instruction sets that this build has and this processor runs, best first; ``"portable"`` is always there."""
+    """Instruction sets this build has and this processor runs, best first; the last is ``"portable"``."""
 
 def minmax_rows(x: Array, out: Array) -> None:
     """Smallest and largest value of each row, exactly.
@@ -39,7 +39,7 @@ def minmax_rows(x: Array, out: Array) -> None:
     """
 
 def quantize_rows(x: Array, scale: Array, zp: Array, qmin: int, qmax: int, out: Array) -> None:
-    """Codes ``clamp(round(x / scale) + zp, qmin, qmax)``, ties to even, equal to torch's float32 formula bit for bit.
+    """Codes ``clamp(round(x / scale) + zp, qmin, qmax)``, ties to even, bit for bit torch's float32 formula.
 
     A quotient that overflows saturates. A NaN quotient (which callers exclude) gives ``qmin``.
 
@@ -53,9 +53,10 @@ def quantize_rows(x: Array, scale: Array, zp: Array, qmin: int, qmax: int, out: 
     """
 
 def quantize_rows_dynamic(x: Array, qmax: int, out: Array, scale: Array) -> None:
-    """Symmetric quantization of each row by its own largest magnitude: ``scale = amax / qmax``, codes within ±qmax.
+    """Symmetric quantization of each row by its own scale ``amax / qmax``; codes lie within ±qmax.
 
-    A row whose scale would be 0 (all zeros, or underflow) has scale 1 and codes 0. A NaN makes the row's scale NaN.
+    A row of zeros has scale 1; any other scale is at least the smallest normal float32. A NaN in a row makes
+    its scale NaN.
 
     Args:
         x: float32 [R, C].
@@ -90,17 +91,19 @@ def mse_search_rows(
 ) -> None:
     """For each row the clip, among fractions p of its range, that quantizes it with the least squared error.
 
-    Symmetric: the range is ±amax, ``scale = p * amax / qmax``, zero point 0. Asymmetric: the range is
-    (min(min, 0), max(max, 0)), ``scale = p * (hi - lo) / (qmax - qmin)``,
-    ``zero point = clamp(round(qmin - p * lo / scale))``. The first of equal errors wins. Errors are accumulated in
-    float32 in an order that is the same on every instruction set, so candidates that differ by less than about
-    one part in 10^6 may rank otherwise than in exact arithmetic. A candidate whose scale is subnormal or infinite is
-    passed over; if all are, the first is taken. A row of zeros gives lo = hi = 0.
+    Symmetric: the range is ±amax, ``scale = p * amax / qmax`` (``/ -qmin`` where qmax is 0), zero point 0.
+    Asymmetric: the range is (min(min, 0), max(max, 0)), ``scale = p * (max - min) / (qmax - qmin)``,
+    ``zero point = clamp(round(qmin - p * min / scale))``.
+
+    The first of equal errors wins. Errors are summed in float32 (in float64 beyond 256 values), in the same
+    order on every instruction set; clips whose errors differ by less than about one part in 10^5 may rank
+    otherwise than in exact arithmetic. A candidate whose scale is subnormal or infinite is passed over; if
+    all are, the first is taken. A row of zeros gives lo = hi = 0.
 
     Args:
         x: float32 [R, C].
         candidates: float32 [T], finite and positive, T at least 1.
-        symmetric: Whether the clip mirrors around 0 (``qmax`` must then be positive).
+        symmetric: Whether the clip mirrors around 0.
         qmin: Smallest code, at most 0.
         qmax: Largest code, at least 0.
         lo: float32 [R], receives the lower end of the best clip.
@@ -108,11 +111,11 @@ def mse_search_rows(
     """
 
 def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
-    """Spread packed codes, one a byte: code i is bits ``i*bits`` … of a little-endian stream, lowest bit first.
+    """One code a byte: code i is the bits from ``i * bits`` on of a little-endian stream, lowest bit first.
 
     Args:
         data: uint8 [ceil(n * bits / 8)].
         bits: Width of a code, 1 to 8.
-        signed: Whether codes are two's complement and sign-extended.
+        signed: Whether codes are two's complement, to be sign-extended.
         out: int8 [n] if ``signed``, uint8 [n] otherwise, receives the codes.
     """

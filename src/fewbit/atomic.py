@@ -1,9 +1,9 @@
 """Write a file or a folder whole, or not at all.
 
-The new content is written under a temporary name beside its target, flushed to the disk, and renamed over the target
-in the end: POSIX rename is atomic within one file system. Whatever stops the writer before that (an error, Ctrl-C, a
-full disk) leaves the target as it was and no temporary name behind; only a killed process can leave one, and its
-name starts with a dot and ends in ``.partial``.
+The new content is written under a temporary name beside its target, flushed to the disk, and renamed over the
+target in the end: POSIX rename is atomic within one file system. Whatever stops the writer before that (an
+error, Ctrl-C, a full disk) leaves the target as it was and no temporary name behind; only a killed process
+can leave one, and its name starts with a dot and ends in ``.partial``.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
 
     Args:
         path: The folder to appear. Folders above it are made, and removed again if the block fails.
-        overwrite: Whether a folder already at ``path`` is replaced with all it holds. It is renamed aside first and
-            put back if the exchange fails. An empty folder is always replaced.
+        overwrite: Whether a folder already at ``path`` is replaced with all it holds. It is renamed aside
+            first and put back if the exchange fails. An empty folder is always replaced.
 
     Yields:
         The temporary folder, beside ``path``.
@@ -149,7 +149,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have been made
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -48,7 +48,12 @@ def test_tensors_are_the_ones_that_came_in() -> None:
 def test_hugging_face_outputs() -> None:
     outputs = pytest.importorskip("transformers.modeling_outputs")
     result = outputs.BaseModelOutputWithPooling(last_hidden_state=A, pooler_output=B, hidden_states=(A, A))
-    assert list(floating_outputs(result)) == ["last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1"]
+    assert list(floating_outputs(result)) == [
+        "last_hidden_state",
+        "pooler_output",
+        "hidden_states.0",
+        "hidden_states.1",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,9 @@ def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:  # noqa
         )
     shape = statistic.seen()
     histogram = statistic.coarse(BINS)
-    if spec.symmetric:
-        histogram[:, BINS:] += histogram[:, :BINS].flip(1)
-        histogram[:, :BINS] = 0
+    fold = (statistic.high <= 0) | spec.symmetric  # only |x| counts
+    histogram[fold, BINS:] += histogram[fold, :BINS].flip(1)
+    histogram[fold, :BINS] = 0
     levels = int(spec.qmax) + 1 if spec.symmetric else int(spec.qmax - spec.qmin) + 1
     clip = torch.stack([best_clip(row, levels) for row in histogram]) * statistic.amax.double()
     low, high = statistic.low.double(), statistic.high.double()
@@ -122,18 +122,14 @@ def best_clip(histogram: Tensor, levels: int) -> Tensor:
     """The clip of least divergence, as a fraction of max |x|: float64, 0-dimensional.
 
     Args:
-        histogram: float64 ``[2 · n]`` counts over ``[-max |x|, max |x|]``.
+        histogram: float64 ``[2 · n]`` counts over ``[-max |x|, max |x|]``, n at least 2.
         levels: Codes that share the window.
     """
     side = len(histogram) // 2
     held = histogram.nonzero().squeeze(1)
-    first, last = int(held[0]), int(held[-1]) + 1
-    first, last = min(first, side), max(last, side)  # the window always holds 0
+    first, last = min(int(held[0]), side), max(int(held[-1]) + 1, side)  # the window always holds 0
     histogram = histogram.clone()
-    if last > side + 1:
-        histogram[side] = histogram[side + 1]
-    if first < side - 1:
-        histogram[side - 1] = histogram[side - 2]
+    histogram[side - 1 : side + 1] = histogram[[side - 2, side + 1]]
     reach = torch.arange(1, side + 1)
     start, stop = (side - reach).clamp(min=first), (side + reach).clamp(max=last)
     enough = stop - start >= levels

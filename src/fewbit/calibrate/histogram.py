@@ -40,6 +40,8 @@ class Histogram(Statistic):
         FewbitError: ``bins`` is not a power of two of at least 4.
     """
 
+    promise = "exact"
+
     def __init__(self, granularity: Granularity, bins: int = DEFAULT_BINS, name: str = "tensor") -> None:
         super().__init__(granularity, name)
         if bins < 4 or bins & (bins - 1):
@@ -72,7 +74,7 @@ class Histogram(Statistic):
         """Equal bins over ``[-max |x|, max |x|]``, from cumulative counts interpolated linearly.
 
         Returns:
-            float64 ``[blocks, 2 · bins_a_side]``; a row sums to its block's count. A block of zeros has it all
+            float64 ``[blocks, 2 · bins_a_side]``; a row sums to its count. A block of zeros has it all
             in its last bin.
         """
         total = self.counts.cumsum(1).double()

@@ -17,6 +17,8 @@ from fewbit.numbers.spec import QSpec
 class MinMax(Statistic):
     """Smallest and largest value of each block; 8 bytes a block."""
 
+    promise = "exact"
+
 
 @dataclass(frozen=True)
 class Options:

@@ -29,6 +29,8 @@ class Moments(Statistic):
         magnitude: Sum of ``|x|``, float64 ``[blocks]``.
     """
 
+    promise = "rounded"
+
     def __init__(self, granularity: Granularity, name: str = "tensor") -> None:
         super().__init__(granularity, name)
         self._allocate(0)

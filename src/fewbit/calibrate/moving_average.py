@@ -31,6 +31,8 @@ class MovingAverage(Statistic):
         FewbitError: The momentum is not in [0, 1).
     """
 
+    promise = "ordered"
+
     def __init__(self, granularity: Granularity, momentum: float = 0.9, name: str = "tensor") -> None:
         super().__init__(granularity, name)
         if not 0 <= momentum < 1:

@@ -8,7 +8,7 @@ will do.
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -69,12 +69,17 @@ class Statistic:
     """Base of the statistics: the extremes of each block, and the frame that a subclass fills.
 
     Attributes:
+        promise: What the state depends on. ``exact``: on the data alone, bit for bit, whatever the batches,
+            their order and the tree of merges; ``rounded``: as exact, but for float64 rounding; ``ordered``: on
+            the batches and their order too, and merging is associative up to rounding.
         name: The tensor's name in errors.
         scale_shape: Shape of one value a block, or None before the first update.
         count: Values seen, all blocks together.
         low: Smallest value of each block, float32 ``[blocks]``, exact.
         high: Largest value of each block, float32 ``[blocks]``, exact.
     """
+
+    promise: ClassVar[Literal["exact", "rounded", "ordered"]]
 
     def __init__(self, granularity: Granularity, name: str = "tensor") -> None:
         self.granularity = granularity
@@ -96,7 +101,7 @@ class Statistic:
         shape = self.granularity.scale_shape(tuple(x.shape))
         if self.scale_shape not in (None, shape):
             raise FewbitError(
-                f"{self.name} has blocks {shape} under {self.granularity}, but had {self.scale_shape} before; "
+                f"{self.name} has blocks {shape} under {self.granularity} but {self.scale_shape} before; "
                 "use a granularity that does not depend on the batch, such as tensor"
             )
         parts = dense_parts(x, self.granularity)

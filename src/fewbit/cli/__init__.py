@@ -1,4 +1,4 @@
-"""The ``fewbit`` command. Argument parsing only: what a command does lies below, and is imported when it runs."""
+"""The ``fewbit`` command: argument parsing only. What a command does is imported when it runs."""
 
 from __future__ import annotations
 

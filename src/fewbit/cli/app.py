@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fewbit import __version__
 from fewbit.cli.options import (
     AsJson,
     BatchSize,
@@ -21,7 +22,7 @@ from fewbit.cli.options import (
     Std,
     Tokens,
 )
-from fewbit.cli.session import INTERRUPTED, USER_ERROR, fail, running
+from fewbit.cli.session import INTERRUPTED, USER_ERROR, running, tell_error
 
 app = typer.Typer(
     name="fewbit",
@@ -34,7 +35,13 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[
-    str, typer.Option("--recipe", "-r", metavar="SCHEME|FILE.toml", help="W8A8, W8A8-dynamic, W8A16, W4A16-g128, … or a file.")
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="SCHEME|FILE.toml",
+        help="W8A8, W8A8-dynamic, W8A16, W4A16-g128, … or a file.",
+    ),
 ]
 
 
@@ -63,27 +70,31 @@ def fewbit(
 ) -> None:
     """Quantize neural networks, and know exactly what it cost."""
     if version:
-        from importlib import metadata
-
-        print(f"fewbit {metadata.version('fewbit')}")
+        print(f"fewbit {__version__}")
         raise typer.Exit()
 
 
 @app.command()
 def quantize(
     source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.", show_default=False)
+    ],
     recipe: Recipe = "W8A8",
     algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "rtn",
     calibrator: Annotated[
-        str | None, typer.Option("--calibrator", help="How activation ranges are chosen.", show_default="the recipe's")
+        str | None,
+        typer.Option("--calibrator", help="How activation ranges are chosen.", show_default="the recipe's"),
     ] = None,
     data: DataPath = None,
     format_: Annotated[str, typer.Option("--format", help="The file format of OUT.")] = "native",
     samples: Samples = None,
     batch_size: BatchSize = 16,
     bias_correction: Annotated[
-        bool, typer.Option("--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding.")
+        bool,
+        typer.Option(
+            "--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding."
+        ),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     image_size: ImageSize = None,
@@ -106,7 +117,13 @@ def inspect(
     source: Source,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="SCHEME|FILE.toml", help="Also show the bytes under this recipe.", show_default=False),
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="SCHEME|FILE.toml",
+            help="Also show the bytes under this recipe.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -120,14 +137,21 @@ def inspect(
 @app.command()
 def compare(
     source: Source,
-    quantized: Annotated[str, typer.Argument(metavar="QUANTIZED", help="The quantized model: a folder saved by fewbit.")],
+    quantized: Annotated[
+        str, typer.Argument(metavar="QUANTIZED", help="The quantized model: a folder saved by fewbit.")
+    ],
     data: DataPath = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE.html", help="Also write a page with charts.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE.html", help="Also write a page with charts.", show_default=False
+        ),
     ] = None,
     samples: Samples = None,
     batch_size: BatchSize = 16,
-    repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed runs of each model; 0 for none.")] = 9,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=0, help="Timed runs of each model; 0 for none.")
+    ] = 9,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -159,8 +183,7 @@ def _usage(error: Any, message: str, as_json: bool) -> int:
     """Tell a usage error as one sentence; its exit code."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "fewbit"
-    text = message.strip().rstrip(".")
-    try:
-        fail(f"{text}; see {command} --help", as_json, USER_ERROR)
-    except typer.Exit as leave:
-        return int(leave.exit_code)
+    if not message.strip():  # no command at all: the help was printed
+        return USER_ERROR
+    tell_error(f"{message.strip().rstrip('.')}; see {command} --help", as_json)
+    return USER_ERROR

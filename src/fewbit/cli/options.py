@@ -19,11 +19,13 @@ Source: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A Hugging Face folder, package.module:factory for a PyTorch model, or a folder saved by fewbit.",
+        help="A Hugging Face folder, package.module:factory (PyTorch), or a folder saved by fewbit.",
         show_default=False,
     ),
 ]
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")]
+AsJson: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")
+]
 DataPath: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -34,12 +36,21 @@ DataPath: TypeAlias = Annotated[
     ),
 ]
 Samples: TypeAlias = Annotated[
-    int | None, typer.Option("--samples", min=1, help="Use at most this many samples, evenly spaced.", show_default="all")
+    int | None,
+    typer.Option(
+        "--samples", min=1, help="Use at most this many samples, evenly spaced.", show_default="all"
+    ),
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")]
 ImageSize: TypeAlias = Annotated[
     int | None,
-    typer.Option("--image-size", min=1, help="Pixels of the central square.", show_default="the model's", rich_help_panel=_PICTURES),
+    typer.Option(
+        "--image-size",
+        min=1,
+        help="Pixels of the central square.",
+        show_default="the model's",
+        rich_help_panel=_PICTURES,
+    ),
 ]
 Mean: TypeAlias = Annotated[
     str | None,
@@ -53,9 +64,17 @@ Mean: TypeAlias = Annotated[
 ]
 Std: TypeAlias = Annotated[
     str | None,
-    typer.Option("--std", metavar="R,G,B", help="Divided by after that.", show_default="the model's", rich_help_panel=_PICTURES),
+    typer.Option(
+        "--std",
+        metavar="R,G,B",
+        help="Divided by after that.",
+        show_default="the model's",
+        rich_help_panel=_PICTURES,
+    ),
 ]
-Tokens: TypeAlias = Annotated[int, typer.Option("--tokens", min=1, help="Tokens a window, for text.", rich_help_panel="Text")]
+Tokens: TypeAlias = Annotated[
+    int, typer.Option("--tokens", min=1, help="Tokens a window, for text.", rich_help_panel="Text")
+]
 
 
 @dataclass(frozen=True)
@@ -120,5 +139,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     except ValueError:
         values = ()
     if not values or any(value - value != 0 for value in values):
-        raise FewbitError(f"{option} takes numbers with commas between, such as 0.485,0.456,0.406, not {text!r}")
+        raise FewbitError(
+            f"{option} takes numbers with commas between, such as 0.485,0.456,0.406, not {text!r}"
+        )
     return values

@@ -1,8 +1,8 @@
 """What every command shares: where output goes, how errors end, how progress shows.
 
-stdout holds the result and nothing else: tables for people, or with ``--json`` exactly one JSON document. Whatever
-a model, a library or a factory prints meanwhile goes to stderr. Exit codes: 0 done, 2 the user can mend it
-(one sentence says how), 130 interrupted, 1 anything else.
+stdout holds the result and nothing else: tables for people, or with ``--json`` exactly one JSON document.
+Whatever a model, a library or a factory prints meanwhile goes to stderr. Exit codes: 0 done, 2 the user can
+mend it (one sentence says how), 130 interrupted, 1 anything else.
 """
 
 from __future__ import annotations
@@ -95,33 +95,38 @@ def running(as_json: bool) -> Iterator[Session]:
         with contextlib.redirect_stdout(sys.stderr), session.bars():
             yield session
         _print_result(session, stdout)
-    except KeyboardInterrupt:
-        fail("interrupted", as_json, INTERRUPTED)
     except BrokenPipeError:
         _discard(stdout)
         raise typer.Exit(1) from None
-    except FewbitError as error:
-        fail(str(error), as_json, USER_ERROR)
-    except OSError as error:
-        fail(_os_sentence(error), as_json, USER_ERROR)
-    except MemoryError:
-        fail("there is not enough memory; a smaller --batch-size needs less", as_json, 1)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, typer.Exit) or os.environ.get(TRACEBACK_VARIABLE):
             raise
-        fail(_unexpected_sentence(error), as_json, 1)
+        sentence, code = _diagnosis(error)
+        tell_error(sentence, as_json)
+        raise typer.Exit(code) from error
 
 
-def fail(sentence: str, as_json: bool, code: int) -> None:
-    """Tell one sentence on stderr, with --json also as ``{"error": …}`` on stdout, and leave.
+def _diagnosis(error: BaseException) -> tuple[str, int]:
+    """One sentence for the user, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", INTERRUPTED
+    if isinstance(error, FewbitError):
+        return str(error), USER_ERROR
+    if isinstance(error, OSError):
+        what = error.strerror or str(error) or type(error).__name__
+        return f"{error.filename}: {what}" if error.filename else what, USER_ERROR
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; a smaller --batch-size needs less", 1
+    told = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {told} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
 
-    Raises:
-        typer.Exit: Always.
-    """
-    print(f"fewbit: {' '.join(sentence.split())}", file=sys.stderr)
+
+def tell_error(sentence: str, as_json: bool) -> None:
+    """Tell one sentence on stderr, with --json also as ``{"error": …}`` on stdout."""
+    sentence = " ".join(sentence.split())
+    print(f"fewbit: {sentence}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": sentence}), flush=True)
-    raise typer.Exit(code)
 
 
 def print_json(document: dict[str, Any], file: TextIO) -> None:
@@ -161,16 +166,6 @@ def _print_result(session: Session, stdout: TextIO) -> None:
         for part in session.shown:
             console.print(part)
         stdout.flush()
-
-
-def _os_sentence(error: OSError) -> str:
-    what = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename}: {what}" if error.filename else what
-
-
-def _unexpected_sentence(error: Exception) -> str:
-    told = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {told} (set {TRACEBACK_VARIABLE}=1 to see where)"
 
 
 def _discard(stdout: TextIO) -> None:

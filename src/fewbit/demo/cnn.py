@@ -9,8 +9,7 @@ calibration did not see.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,14 +17,16 @@ import torch
 from torch import nn
 
 import fewbit
+from fewbit.calibrate.collect import Progress
 from fewbit.demo.efficientnet import Pictures, class_names, efficientnet_lite0, labelled_pictures
-from fewbit.evaluate import interleaved_times, model_bytes, sqnr
+from fewbit.evaluate import interleaved_times, model_bytes, sqnr, top1_agreement
 from fewbit.recipe import Recipe
-
-Progress = Callable[[str, int, int], None]
 
 #: The rows of this name are those whose predictions are shown.
 SHOWN = "INT8 mse"
+
+#: Pictures in the batch that is timed beside the single picture.
+TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class CnnRow:
         agreement: Share of pictures with the same top-1 class as float.
         accuracy: Share of pictures with the right top-1 class.
         seconds: Median time of one picture alone.
+        seconds_together: Median time a picture when ``TOGETHER`` are run as one batch.
         predictions: The top-1 classes, by name.
     """
 
@@ -59,6 +61,7 @@ class CnnRow:
     agreement: float
     accuracy: float
     seconds: float
+    seconds_together: float
     predictions: tuple[str, ...]
 
 
@@ -101,10 +104,9 @@ def measure_cnn(quick: bool, progress: Progress) -> CnnResult:
     for done, variant in enumerate(chosen, 1):
         progress("image classifier", done, steps)
         data = [pictures.inputs[::2]]
-        original = copy.deepcopy(model)  # whatever quantizing does to its input, the float rows are safe
-        models.append(fewbit.quantize(original, variant.recipe, data=data, calibrator=variant.calibrator))
+        models.append(fewbit.quantize(model, variant.recipe, data=data, calibrator=variant.calibrator))
     progress("image classifier", steps - 1, steps)
-    rows = _rows(["FP32", *(v.name for v in chosen)], models, pictures, repeats=5 if quick else 15)
+    rows = _rows(["FP32", *(v.name for v in chosen)], models, pictures, repeats=5 if quick else 9)
     progress("image classifier", steps, steps)
     names = class_names()
     labels = tuple(names[int(label)] for label in pictures.labels)
@@ -116,12 +118,16 @@ def _rows(
     names: list[str], models: Sequence[nn.Module], pictures: Pictures, repeats: int
 ) -> tuple[CnnRow, ...]:
     classes = class_names()
-    one = pictures.inputs[:1]
-    times = interleaved_times([partial(forward, model, one) for model in models], repeats=repeats)
+    alone, together = (
+        interleaved_times(
+            [partial(forward, model, pictures.inputs[:count]) for model in models], repeats=repeats
+        )
+        for count in (1, TOGETHER)
+    )
     logits = [forward(model, pictures.inputs) for model in models]
     reference = logits[0]
     rows = []
-    for name, model, found, time in zip(names, models, logits, times):
+    for name, model, found, one, many in zip(names, models, logits, alone, together):
         top1 = found.argmax(dim=1)
         is_float = found is reference
         rows.append(
@@ -130,9 +136,10 @@ def _rows(
                 size=model_bytes(model),
                 sqnr=None if is_float else sqnr(reference, found),
                 sqnr_unseen=None if is_float else sqnr(reference[1::2], found[1::2]),
-                agreement=_share(top1 == reference.argmax(dim=1)),
-                accuracy=_share(top1 == pictures.labels),
-                seconds=time.median,
+                agreement=top1_agreement(reference, found),
+                accuracy=float((top1 == pictures.labels).double().mean()),
+                seconds=one.median,
+                seconds_together=many.median / TOGETHER,
                 predictions=tuple(classes[int(index)] for index in top1),
             )
         )
@@ -144,7 +151,3 @@ def forward(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(inputs)
     return logits
-
-
-def _share(hits: torch.Tensor) -> float:
-    return float(hits.double().mean())

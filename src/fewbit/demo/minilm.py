@@ -134,7 +134,8 @@ def spearman(x: torch.Tensor, y: torch.Tensor) -> float:
 def _ranks(x: torch.Tensor) -> torch.Tensor:
     _, group, counts = torch.unique(x, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[group]
+    ranks: torch.Tensor = (last - (counts - 1) / 2)[group]
+    return ranks
 
 
 def _read_similarities(name: str, file: str) -> Similarities:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fewbit.calibrate.collect import Progress
 from fewbit.demo.packages import require_packages
 from fewbit.report.text import json_safe
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from fewbit.demo.cnn import CnnResult
     from fewbit.demo.text import TextResult
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,15 @@ def run_demo(console: Console, json: bool = False, quick: bool = False) -> dict[
 @contextlib.contextmanager
 def _bars() -> Iterator[Progress]:
     """Progress bars on stderr, gone when done."""
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    text, bar = rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn()
+    columns = (text, bar, rich_progress.TimeElapsedColumn())
+    with rich_progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: int, total: int) -> None:

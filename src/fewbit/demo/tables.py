@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import RenderableType
 from rich.table import Table
 
-from fewbit.demo.cnn import SHOWN, CnnResult, CnnRow
+from fewbit.demo.cnn import SHOWN, TOGETHER, CnnResult, CnnRow
 from fewbit.demo.text import TextResult
 from fewbit.report.table import plain_table
 from fewbit.report.text import bytes_text, decibels_text, percent_text, seconds_text, times_text
@@ -19,7 +19,7 @@ def cnn_tables(result: CnnResult) -> list[RenderableType]:
 def text_tables(result: TextResult) -> list[RenderableType]:
     """What every scheme costs the encoder."""
     title = f"MiniLM-L6, {result.parameters / 1e6:.1f} M parameters: words as similar as people find them?"
-    headings = ("size", "smaller", "SQNR dB", "cosine", "WordSim-353", "SimLex-999", "a text", "speed")
+    headings = ("size", "smaller", "SQNR dB", "cosine", "WordSim-353", "SimLex-999", "time a text")
     table = plain_table(title, "", *headings)
     first = result.rows[0]
     for row in result.rows:
@@ -31,8 +31,7 @@ def text_tables(result: TextResult) -> list[RenderableType]:
             f"{row.cosine:.4f}",
             f"{row.wordsim:.3f}",
             f"{row.simlex:.3f}",
-            seconds_text(row.seconds),
-            times_text(first.seconds / row.seconds),
+            _time(row.seconds, first.seconds),
         )
     table.caption = (
         f"SQNR and cosine: embeddings of {result.texts} news texts against float. WordSim, SimLex: "
@@ -44,7 +43,16 @@ def text_tables(result: TextResult) -> list[RenderableType]:
 def _cnn_costs(result: CnnResult) -> Table:
     millions = f"{result.parameters / 1e6:.2f} M"
     title = f"EfficientNet-Lite0, {millions} parameters, {len(result.files)} ImageNet pictures"
-    headings = ("size", "smaller", "SQNR dB", "unseen dB", "as FP32", "top-1", "a picture", "speed")
+    headings = (
+        "size",
+        "smaller",
+        "SQNR dB",
+        "unseen dB",
+        "as FP32",
+        "top-1",
+        "one alone",
+        f"each of {TOGETHER}",
+    )
     table = plain_table(title, "", *headings)
     first = result.rows[0]
     for row in result.rows:
@@ -56,12 +64,13 @@ def _cnn_costs(result: CnnResult) -> Table:
             decibels_text(row.sqnr_unseen),
             percent_text(row.agreement),
             percent_text(row.accuracy),
-            seconds_text(row.seconds),
-            times_text(first.seconds / row.seconds),
+            _time(row.seconds, first.seconds),
+            _time(row.seconds_together, first.seconds_together),
         )
     table.caption = (
         f"INT8: weights and activations. Ranges from {result.calibrated_on} of the pictures; unseen: the "
-        "others. SQNR: logits against float. Time: median of interleaved runs, one picture at a time."
+        "others. SQNR: logits against float. Times: of a picture, medians of interleaved runs, batches of 1 "
+        f"and {TOGETHER}."
     )
     return table
 
@@ -81,6 +90,11 @@ def _cnn_predictions(result: CnnResult) -> Table:
         same = "=" if shown.predictions[i] == seen else shown.predictions[i]
         table.add_row(label, told, same, "; ".join(_differing(others, i, seen)))
     return table
+
+
+def _time(seconds: float, before: float) -> str:
+    """A time, and the speed it means against `before`."""
+    return f"{seconds_text(seconds)} {times_text(before / seconds)}"
 
 
 def _differing(rows: list[CnnRow], picture: int, seen: str) -> list[str]:

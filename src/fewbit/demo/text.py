@@ -8,8 +8,6 @@ rank correlations with people's.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,10 +15,10 @@ import torch
 from torch import nn
 
 import fewbit
+from fewbit.calibrate.collect import Progress
 from fewbit.demo.minilm import Encoder, minilm, news_texts, rank_correlation, simlex999, wordsim353
 from fewbit.evaluate import cosine, interleaved_times, model_bytes, sqnr
 
-Progress = Callable[[str, int, int], None]
 _TIMED = 16  # texts in the batch that is timed
 
 
@@ -75,10 +73,10 @@ def measure_text(quick: bool, progress: Progress) -> TextResult:
     models = {"FP32": model}
     for done, scheme in enumerate(chosen, 1):
         progress("text encoder", done, steps)
-        models[scheme] = fewbit.quantize(copy.deepcopy(model), scheme)
+        models[scheme] = fewbit.quantize(model, scheme)
     batch = encoder.batch(texts[:_TIMED])
     times = interleaved_times(
-        [partial(_forward, m, batch) for m in models.values()], repeats=3 if quick else 7
+        [partial(_forward, m, batch) for m in models.values()], repeats=3 if quick else 5
     )
     reference = encoder.embed(model, texts)
     rows = []

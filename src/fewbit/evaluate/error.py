@@ -1,4 +1,4 @@
-"""How far a measured tensor lies from its reference: SQNR, cosine, top-1 agreement, rounding and clipping apart.
+"""How far a measured tensor lies from its reference: SQNR, cosine, top-1, rounding and clipping apart.
 
 Everything is a sum, so that batches are added one after the other and nothing but a few numbers is kept:
 
@@ -53,7 +53,7 @@ class SignalNoise:
 
 @dataclass
 class SplitSums:
-    """Running rounding and clipping errors of one quantizer, against the rounding error that theory expects."""
+    """Running rounding and clipping errors of one quantizer, and the rounding error that theory expects."""
 
     rounding: float = 0.0
     clipping: float = 0.0
@@ -97,7 +97,7 @@ class SplitSums:
 
     @property
     def theory_ratio(self) -> float | None:
-        """Mean rounding error of the values that were not clipped, over the mean of step²/12; 1 is as expected.
+        """Mean rounding error of values that were not clipped, over the mean of step²/12; 1 is as expected.
 
         Below 1 where values sit on the grid already, such as the zeros after a ReLU. None without data.
         """

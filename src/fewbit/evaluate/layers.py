@@ -1,7 +1,8 @@
 """What each quantized layer costs: its weights, its input, and its output, each against the float model.
 
 Both models run on the same batches with hooks on their layers. Sums of squares are kept, outputs only until
-the other model has made its own: the memory is that of one batch's layer outputs, however many batches there are.
+the other model has made its own: the memory is that of one batch's layer outputs, whatever the number of
+batches.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewbit.errors import FewbitError
 from fewbit.evaluate.error import SignalNoise, SplitSums
 from fewbit.evaluate.quantizers import input_spec, input_sums, weight_sums
-from fewbit.evaluate.size import module_bytes, parameter_count
+from fewbit.evaluate.size import model_bytes, parameter_count
 from fewbit.nn.kinds import weight_matrix
 from fewbit.nn.swap import quantized_layers, quantized_weight
 
@@ -63,7 +63,7 @@ class LayerCost:
         parameters: Weights and biases of the float layer.
         bytes_before: Of the float layer.
         bytes_after: Of the quantized one: packed codes with padding, scales, zero points, bias.
-        weight_sqnr: dB of the weights, against the float weights (batch norm folded, as in the quantized model).
+        weight_sqnr: dB of the weights against the float ones, batch norm folded as in the quantized model.
         output_sqnr: dB of the output in the running model, errors of earlier layers included; None when the
             layer did not run.
         alone_sqnr: dB of the output when this layer alone is quantized, on the float model's input.
@@ -116,7 +116,9 @@ class LayerPass:
         self._watched = []
         for name, layer in quantized_layers(quantized).items():
             if name not in floats:
-                raise FewbitError(f"layer {name!r} of the quantized model is not in the original; they are not the same model")
+                raise FewbitError(
+                    f"the quantized layer {name!r} is not in the original: the models do not belong together"
+                )
             self._watched.append(_Watch(name, floats[name], layer))
 
     @contextmanager
@@ -126,7 +128,9 @@ class LayerPass:
         try:
             for watch in self._watched:
                 handles.append(watch.before.register_forward_hook(self._float_hook(watch), with_kwargs=True))
-                handles.append(watch.after.register_forward_hook(self._quantized_hook(watch), with_kwargs=True))
+                handles.append(
+                    watch.after.register_forward_hook(self._quantized_hook(watch), with_kwargs=True)
+                )
             yield
         finally:
             for handle in handles:
@@ -149,7 +153,7 @@ class LayerPass:
             watch.waiting.append(output.detach().clone())
             self._is_probing = True
             try:
-                watch.alone.add(output, watch.after(*args, **kwargs))
+                watch.alone.add(output, watch.after(*args, *kwargs.values()))
             finally:
                 self._is_probing = False
 
@@ -177,8 +181,8 @@ def _cost(watch: _Watch) -> LayerCost:
         weight_spec=str(tensor.spec),
         input_spec=input_spec(watch.after),
         parameters=parameter_count(watch.before),
-        bytes_before=module_bytes(watch.before),
-        bytes_after=module_bytes(watch.after),
+        bytes_before=model_bytes(watch.before),
+        bytes_after=model_bytes(watch.after),
         weight_sqnr=energies.sqnr,
         output_sqnr=watch.output.sqnr if watch.output.count else None,
         alone_sqnr=watch.alone.sqnr if watch.alone.count else None,
@@ -189,4 +193,6 @@ def _cost(watch: _Watch) -> LayerCost:
 
 def _quantizer_cost(sums: SplitSums) -> QuantizerCost:
     split = sums.split
-    return QuantizerCost(split.rounding_mse, split.clipping_mse, split.clipped_fraction, sums.power, sums.theory_ratio)
+    return QuantizerCost(
+        split.rounding_mse, split.clipping_mse, split.clipped_fraction, sums.power, sums.theory_ratio
+    )

@@ -1,7 +1,7 @@
 """Exact bytes of models: as they are, at other widths, and on disk.
 
-Counted is what a file must hold: parameters and persistent buffers, each storage once, however many names it has.
-A quantized layer counts as its packed codes (padding included), scales, zero points, and its float bias.
+Counted is what a file must hold: parameters and persistent buffers, each storage once, however many names it
+has. A quantized layer counts as its packed codes (padding included), scales, zero points, and its float bias.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def layer_sizes(model: nn.Module) -> list[LayerSize]:
     return sizes
 
 
-def module_bytes(module: nn.Module) -> int:
+def model_bytes(module: nn.Module) -> int:
     """Exact bytes of a module and all below it."""
     seen: set[tuple[object, ...]] = set()
     return sum(_nbytes(tensor) for owner in module.modules() for tensor, _ in _new(_own_tensors(owner), seen))
@@ -108,7 +108,9 @@ def _quantized_size(name: str, layer: nn.Module, seen: set[tuple[object, ...]]) 
     is_new = _key(weight.packed.codes) not in seen
     nbytes = sum(_nbytes(t) for owner in layer.modules() for t, _ in _new(_own_tensors(owner), seen))
     bias = getattr(layer, "bias", None)
-    count = (math.prod(weight.packed.matrix_shape) if is_new else 0) + (bias.numel() if isinstance(bias, Tensor) else 0)
+    count = (math.prod(weight.packed.matrix_shape) if is_new else 0) + (
+        bias.numel() if isinstance(bias, Tensor) else 0
+    )
     return LayerSize(
         name=name,
         kind=type(layer).__name__,
@@ -130,7 +132,9 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[Tensor, bool]]:
             yield buffer, False
 
 
-def _new(tensors: Iterator[tuple[Tensor, bool]], seen: set[tuple[object, ...]]) -> Iterator[tuple[Tensor, bool]]:
+def _new(
+    tensors: Iterator[tuple[Tensor, bool]], seen: set[tuple[object, ...]]
+) -> Iterator[tuple[Tensor, bool]]:
     for tensor, is_parameter in tensors:
         key = _key(tensor)
         if key not in seen:

@@ -21,7 +21,9 @@ from fewbit.errors import FewbitError
 def names() -> list[str]:
     """The keys of all formats, sorted."""
     found = pkgutil.iter_modules(__path__)
-    return sorted(each.name.replace("_", "-") for each in found if not each.ispkg and not each.name.startswith("_"))
+    return sorted(
+        each.name.replace("_", "-") for each in found if not each.ispkg and not each.name.startswith("_")
+    )
 
 
 def get(name: str) -> ModuleType:
@@ -56,7 +58,8 @@ def save(
         ``path``.
 
     Raises:
-        FewbitError: The format is unknown or cannot hold the model, or ``path`` is taken or cannot be written.
+        FewbitError: The format is unknown or cannot hold the model, or ``path`` is taken or cannot be
+            written.
     """
     saved: Path = get(format).save(model, path, source=source, overwrite=overwrite)
     return saved
@@ -76,7 +79,8 @@ def load(
         format: The key of the format, one of `names`.
 
     Raises:
-        FewbitError: The format is unknown, or ``path`` is not of it, damaged, from a newer version, or needs ``model``.
+        FewbitError: The format is unknown, or ``path`` is not of it, damaged, from a newer version, or needs
+            ``model``.
     """
     loaded: nn.Module = get(format).load(path, model)
     return loaded

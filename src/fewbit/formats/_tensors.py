@@ -1,14 +1,13 @@
 """``model.safetensors``: a model's tensors, each stored once.
 
-safetensors holds contiguous tensors and refuses two that share memory. So a tensor that has several names is stored under the
-first and the others are listed as its aliases; one that is dense but not in C order (channels last, a transpose) is stored
-permuted into C order and its order of dimensions is listed.
+safetensors holds contiguous tensors and refuses two that share memory. So a tensor that has several names is
+stored under the first and the others are listed as its aliases; one that is dense but not in C order
+(channels last, a transpose) is stored permuted into C order and its order of dimensions is listed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ class Stored:
     """Tensors as they lie in a file.
 
     Attributes:
-        tensors: Contiguous CPU tensors by name, no two sharing memory. Empty when only the two tables below are of interest.
+        tensors: Contiguous CPU tensors by name, no two sharing memory. Empty when only the two tables below
+            are of interest.
         aliases: Further name to the name under which the tensor is stored.
         orders: Name to the order of dimensions (slowest first) of a stored tensor that is not in C order.
     """
@@ -50,6 +50,7 @@ def collect(model: nn.Module, constants: Mapping[str, Tensor]) -> Stored:
     """
     stored = Stored()
     names: dict[tuple[object, ...], str] = {}
+    taken: set[int] = set()
     for name, tensor in {**model.state_dict(keep_vars=True), **constants}.items():
         if not isinstance(tensor, Tensor):
             raise FewbitError(f"the model keeps {name}, which is not a tensor: it cannot be saved")
@@ -64,7 +65,7 @@ def collect(model: nn.Module, constants: Mapping[str, Tensor]) -> Stored:
         if order != sorted(order):
             stored.orders[name] = order
             plain = plain.permute(order)
-        stored.tensors[name] = _own_memory(plain.cpu())
+        stored.tensors[name] = _own_memory(plain.cpu(), taken)
     return stored
 
 
@@ -79,16 +80,22 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
 def _order(tensor: Tensor) -> list[int]:
     """The dimensions from slowest to fastest, if the tensor is dense in that order; else as they are."""
     plain = list(range(tensor.dim()))
-    order = sorted(plain, key=lambda d: (-tensor.stride(d), d))
+    strides = tensor.stride()
+    order = sorted(plain, key=lambda d: (-strides[d], d))
     if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
         return plain
     return order
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous and the only one in its memory (it may be a view of something larger)."""
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+def _own_memory(tensor: Tensor, taken: set[int]) -> Tensor:
+    """The tensor, contiguous and the only one in its memory, of which it may have been a part."""
+    memory = tensor.untyped_storage()
+    whole = tensor.is_contiguous() and memory.nbytes() == tensor.numel() * tensor.element_size()
+    if not whole or memory.data_ptr() in taken:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    if memory.nbytes():
+        taken.add(memory.data_ptr())
+    return tensor
 
 
 def write(path: Path, stored: Stored) -> tuple[int, str]:
@@ -120,11 +127,12 @@ def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, T
     Args:
         path: The safetensors file, its length and digest checked already.
         tables: The aliases and orders that were stored beside it.
-        slots: The tensors (of any device, without data) that are expected, by name. A floating-point type may come back as
-            another one; everything else must agree.
+        slots: The tensors (of any device, without data) that are expected, by name. A floating-point type may
+            come back as another one; everything else must agree.
 
     Returns:
-        A tensor for every slot; the names of one alias group share one tensor, a Parameter if the stored name's slot is one.
+        A tensor for every slot; the names of one alias group share one tensor, a Parameter if the stored
+        name's slot is one.
 
     Raises:
         FewbitError: A tensor is missing, unexpected, or of another shape or type.
@@ -132,9 +140,10 @@ def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, T
     _check_aliases(path, tables.aliases, slots)
     try:
         with safe_open(path, framework="pt") as file:
-            _check_names(path, set(file.keys()), slots.keys() - tables.aliases.keys())
+            names = list(file.keys())
+            _check_names(path, set(names), slots.keys() - tables.aliases.keys())
             # A copy, because the file's own memory is mapped from the disk and starts anywhere.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise FewbitError(f"{path} is damaged: {str(error)[:200]}") from error
     for name, order in tables.orders.items():
@@ -152,7 +161,9 @@ def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, T
 def _check_aliases(path: Path, aliases: Mapping[str, str], slots: Mapping[str, Tensor]) -> None:
     for alias, name in aliases.items():
         if alias not in slots or name not in slots or name in aliases:
-            raise FewbitError(f"{path} does not fit its model: {alias[:80]!r} cannot be the same as {name[:80]!r}")
+            raise FewbitError(
+                f"{path} does not fit its model: {alias[:80]!r} cannot be the same as {name[:80]!r}"
+            )
 
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
@@ -171,14 +182,16 @@ def _reorder(path: Path, name: str, tensor: Tensor | None, order: list[int]) -> 
 def _check_slot(path: Path, name: str, tensor: Tensor, slot: Tensor) -> None:
     if tensor.shape != slot.shape:
         raise FewbitError(
-            f"{path} does not fit its model: the tensor {name} has the shape {_shape(tensor)} instead of {_shape(slot)}"
+            f"{path} does not fit its model: the tensor {name} has the shape {_shape(tensor)} "
+            f"instead of {_shape(slot)}"
         )
     both_float = tensor.is_floating_point() and slot.is_floating_point()
     if tensor.dtype != slot.dtype and not both_float:
         raise FewbitError(
-            f"{path} does not fit its model: the tensor {name} is of type {tensor.dtype} instead of {slot.dtype}"
+            f"{path} does not fit its model: the tensor {name} is of type {tensor.dtype} "
+            f"instead of {slot.dtype}"
         )
 
 
 def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or f"of a single number ({math.prod(tensor.shape)})"
+    return "×".join(map(str, tensor.shape)) or "()"

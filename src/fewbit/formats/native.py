@@ -1,12 +1,13 @@
 """fewbit's own format: a folder that brings a quantized model back as it was, bit for bit.
 
-``fewbit.json`` says what the model is (its architecture, every quantized layer's config, the recipe it came from);
-``model.safetensors`` holds its tensors: integer codes, scales, zero points, and what stayed float. The first carries
-the second's length and SHA-256 and a digest of itself, so that any damage is found before a tensor is used. Nothing in
-either is ever run as code or unpickled. Saving is atomic and deterministic: the same model gives the same bytes.
+``fewbit.json`` says what the model is (its architecture, every quantized layer's config, the recipe it came
+from); ``model.safetensors`` holds its tensors: integer codes, scales, zero points, and what stayed float. The
+first carries the second's length and SHA-256 and a digest of itself, so that any damage is found before a
+tensor is used. Nothing in either is ever run as code or unpickled. Saving is atomic and deterministic: the
+same model gives the same bytes.
 
-The digests find accidents, not forgery: whoever writes the folder chooses what the model computes, but not what
-happens on this machine (see `architecture.allowed`).
+The digests find accidents, not forgery: whoever writes the folder chooses what the model computes, but not
+what happens on this machine (see `architecture.allowed`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import fewbit.nn as quantized
 from fewbit import atomic
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, MissingExtraError
 from fewbit.formats import _manifest, _tensors, architecture
 from fewbit.formats.architecture.description import Description, members_of
 from fewbit.formats.architecture.values import Json
@@ -50,19 +51,22 @@ def save(
         model: The model, usually from ``fewbit.quantize``. It is saved as it is in evaluation mode.
         path: The folder to appear, whole or not at all.
         source: Where the float model came from, kept for the reader's information.
-        overwrite: Whether an earlier output of fewbit at ``path`` is replaced. Anything else there is never touched.
+        overwrite: Whether an earlier output of fewbit at ``path`` is replaced. Anything else there is never
+            touched.
 
     Returns:
         ``path``.
 
     Raises:
-        FewbitError: Something is at ``path``, or a tensor or layer cannot be saved, or the folder cannot be written.
+        FewbitError: Something is at ``path``, or a tensor or layer cannot be saved, or the folder cannot be
+            written.
 
     Warns:
         UserWarning: The architecture cannot be saved, so that `load` will need the float model.
     """
     _check_target(Path(path), overwrite)
     description = architecture.describe(model)
+    architecture.warn_if_unknown(description)
     stored = _tensors.collect(model, description.constants)
     info = quantized.info(model)
     content: dict[str, Json] = {
@@ -80,26 +84,24 @@ def save(
         size, digest = _tensors.write(folder / _tensors.NAME, stored)
         content["weights"] = {"file": _tensors.NAME, "bytes": size, "sha256": digest}
         (folder / _manifest.NAME).write_bytes(_manifest.to_bytes(content))
-    architecture.warn_if_unknown(description)
     return Path(path)
 
 
-def load(
-    path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module] | None = None
-) -> nn.Module:
+def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load a model that `save` wrote, on the CPU and in evaluation mode.
 
     Args:
         path: The folder.
-        model: The float model or a function that makes it, where the folder could not hold the architecture. The
-            model's own weights are not used, and it stays as it is.
+        model: The float model or a function that makes it, where the folder could not hold the architecture.
+            The model's own weights are not used, and it stays as it is.
 
     Returns:
-        The model: of its own class if that is one of transformers or of torch.nn or comes from ``model``, else a
-        `torch.fx.GraphModule` with the same layers under the same names.
+        The model: of its own class if that is one of transformers or of torch.nn or comes from ``model``,
+        else a `torch.fx.GraphModule` with the same layers under the same names.
 
     Raises:
-        FewbitError: The folder is not fewbit's, damaged, incomplete or from a newer version, or needs ``model``.
+        FewbitError: The folder is not fewbit's, damaged, incomplete or from a newer version, or needs
+            ``model``.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -114,13 +116,19 @@ def load(
         raise
     except Exception as error:
         # The content passed its digest, so an honest fewbit did not write it; it can fail anywhere.
-        raise FewbitError(f"{folder / _manifest.NAME} does not describe a model: {str(error)[:200]}") from error
+        raise FewbitError(
+            f"{folder / _manifest.NAME} does not describe a model: {str(error)[:200]}"
+        ) from error
 
 
-def _restore(folder: Path, content: dict[str, Any], model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+def _restore(
+    folder: Path, content: dict[str, Any], model: nn.Module | Callable[[], nn.Module] | None
+) -> nn.Module:
     try:
         description = Description.from_json(content["architecture"])
         skeleton = architecture.build(description, model)
+    except MissingExtraError:
+        raise
     except FewbitError as error:
         raise FewbitError(f"{folder / _manifest.NAME}: {error}") from error
     constants = {path for path, slot in description.tensors.items() if slot.kind == "constant"}
@@ -130,7 +138,9 @@ def _restore(folder: Path, content: dict[str, Any], model: nn.Module | Callable[
     tensors = _tensors.read(folder / _tensors.NAME, tables, slots)
     skeleton.load_state_dict({name: tensors[name] for name in state}, assign=True)
     _put_constants(skeleton, {path: tensors[path] for path in constants})
-    left = [name for name, tensor in (*skeleton.named_parameters(), *skeleton.named_buffers()) if tensor.is_meta]
+    left = [
+        name for name, tensor in (*skeleton.named_parameters(), *skeleton.named_buffers()) if tensor.is_meta
+    ]
     if left:
         raise FewbitError(f"{folder / _tensors.NAME} does not fit its model: it lacks the tensor {left[0]}")
     if content["quantization"] is not None:
@@ -139,7 +149,7 @@ def _restore(folder: Path, content: dict[str, Any], model: nn.Module | Callable[
 
 
 def _put_constants(model: nn.Module, constants: dict[str, Tensor]) -> None:
-    """Fill the buffers that no state dict holds; a model handed in may keep such a tensor elsewhere, and then its own stays."""
+    """Fill the buffers that no state dict holds; one that a model handed in does not have is left out."""
     places = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     for path, tensor in constants.items():
         if path in places:

@@ -171,7 +171,7 @@ def dequantized(matrix: PackedMatrix) -> Tensor:
 def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QSpec) -> Tensor:
     """:func:`fewbit.kernels.activations.quantize_static`, traceable."""
     if torch.compiler.is_compiling():
-        return _quantize_static(x, scale, zero_point, str(spec))
+        return _quantize_static(x, scale, zero_point, spec.text)
     return activations.quantize_static(x, scale, zero_point, spec)
 
 
@@ -179,9 +179,9 @@ def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | N
     """:func:`fewbit.kernels.activations.quantize_dynamic`, traceable."""
     if not torch.compiler.is_compiling():
         return activations.quantize_dynamic(x, spec)
-    codes, scale, zero_point = _quantize_dynamic(x, str(spec))
+    codes, scale, zero_point = _quantize_dynamic(x, spec.text)
     return codes, scale, None if spec.symmetric else zero_point
 
 
 def _flat(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor | None, str, int, int]:
-    return matrix.codes, matrix.scale, matrix.zero_point, str(matrix.spec), *matrix.shape
+    return matrix.codes, matrix.scale, matrix.zero_point, matrix.spec.text, *matrix.shape

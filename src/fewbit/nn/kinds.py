@@ -19,7 +19,8 @@ def kind(module: nn.Module) -> str | None:
     Subclasses count as their base. The output projection of ``nn.MultiheadAttention`` is none: that module uses its weight without
     calling it.
     """
-    if isinstance(getattr(module, "weight", None), Tensor):
+    # The parameter itself, not the attribute: symbolic tracing puts a proxy behind the attribute.
+    if module._parameters.get("weight") is not None:
         if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
             return None
         if isinstance(module, nn.Linear):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fewbit.errors import FewbitError
 from fewbit.numbers import granularity as grain
@@ -24,10 +24,15 @@ class QSpec:
     granularity: Granularity
     symmetric: bool
     narrow: bool = False
+    text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.narrow and not (self.format.is_integer and self.format.qmin < 0 and self.format.bits > 1):
             raise FewbitError(f"narrow is for signed integers of 2 bits or more, not for {self.format.name}")
+        symmetry = "sym" if self.symmetric else "asym"
+        text = f"{self.format.name}/{self.granularity}/{symmetry}{'/narrow' if self.narrow else ''}"
+        # Made once: torch.compile takes a constant where it cannot follow the formatting.
+        object.__setattr__(self, "text", text)
 
     @classmethod
     def parse(cls, text: str) -> QSpec:
@@ -44,8 +49,7 @@ class QSpec:
         return cls(get_format(parts[0]), grain.parse(parts[1]), _SYMMETRY[parts[2]], narrow=len(parts) == 4)
 
     def __str__(self) -> str:
-        symmetry = "sym" if self.symmetric else "asym"
-        return f"{self.format.name}/{self.granularity}/{symmetry}{'/narrow' if self.narrow else ''}"
+        return self.text
 
     @property
     def bits(self) -> int:

@@ -1,115 +1,140 @@
-"""What `fewbit.compare` found out: plain numbers, and the ways to show them."""
+"""`fewbit.compare`: a model and its quantized copy over the same batches, and all that this tells."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fewbit.evaluate.layers import LayerCost
-from fewbit.evaluate.speed import Timing
-from fewbit.evaluate.whole import OutputCost
-from fewbit.report.text import json_safe
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from rich.console import Group
+from fewbit.calibrate.collect import call_model
+from fewbit.errors import FewbitError
+from fewbit.evaluate.layers import LayerPass
+from fewbit.evaluate.outputs import floating_outputs
+from fewbit.evaluate.size import file_bytes, model_bytes
+from fewbit.evaluate.speed import interleaved_times
+from fewbit.evaluate.whole import OutputErrors
+from fewbit.nn import fold_batch_norm, info
+from fewbit.report.result import Comparison, SizePair, TimePair
 
-
-@dataclass(frozen=True)
-class SizePair:
-    """Exact bytes of the weights in memory and, where the files are known, on disk."""
-
-    before: int
-    after: int
-    file_before: int | None = None
-    file_after: int | None = None
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller the quantized model is in memory."""
-        return self.before / max(self.after, 1)
+Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class TimePair:
-    """Seconds for the first batch, medians of interleaved runs."""
+def compare(
+    model: nn.Module,
+    quantized: nn.Module,
+    batches: Iterable[Any],
+    *,
+    repeats: int = 9,
+    files: tuple[str | Path | None, str | Path | None] = (None, None),
+    progress: Progress | None = None,
+) -> Comparison:
+    """Tell what quantization cost.
 
-    before: Timing
-    after: Timing
-    threads: int
+    Args:
+        model: The float original. It is not changed.
+        quantized: What `fewbit.quantize` made of it. It is not changed.
+        batches: Tensors, tuples or dictionaries to call both models with; gone through once.
+        repeats: Timed runs of each model on the first batch, after two that do not count; 0 for none.
+        files: The saved original and the saved quantized model, file or folder, for their size on disk.
+        progress: Called with stage, done and total (0 when unknown) as the work goes on.
 
-    @property
-    def speedup(self) -> float:
-        """How many times faster the quantized model is; below 1 it is slower."""
-        return self.before.median / max(self.after.median, 1e-12)
+    Returns:
+        Figures for every quantized layer and for the whole model. Layers are measured against the original
+        with its batch norms folded when the quantized model's were; outputs against the original as it is.
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """A quantized model against its float original.
-
-    Attributes:
-        rows: One entry a quantized layer, in the model's order.
-        outputs: One entry a floating output of the model.
-        output_sqnr: dB over all floating outputs together; infinite when they are equal.
-        top1: Share of equal top-1 predictions, where an output holds class scores.
-        cosine: Mean cosine similarity of the first floating output (of the scores, where there are any).
-        size: Exact bytes before and after.
-        time: Seconds before and after; None when it was not measured.
-        batches: How many batches were run.
-        samples: How many samples they held (first dimension of the first output).
-        notes: What the quantization had to say, such as layers that it left alone.
+    Raises:
+        FewbitError: There are no batches, the models do not belong together, or the quantized one gives NaN.
     """
+    tell = progress or (lambda _stage, _done, _total: None)
+    total = len(batches) if isinstance(batches, Sized) else 0
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise FewbitError("there are no batches to compare on; give at least one")
+    with _evaluating(model, quantized):
+        reference = _reference(model, quantized, first)
+        layers, outputs = LayerPass(reference, quantized), OutputErrors()
+        for done, batch in enumerate(chain([first], iterator), 1):
+            _run_batch(batch, done, model, layers, outputs)
+            tell("compare", done, total)
+        time = _time(model, quantized, first, repeats, tell) if repeats else None
+    main, made = outputs.main, info(quantized)
+    return Comparison(
+        rows=layers.costs(),
+        outputs=outputs.costs,
+        output_sqnr=outputs.total_sqnr,
+        top1=main.top1,
+        cosine=main.cosine,
+        size=_size(model, quantized, files),
+        time=time,
+        batches=outputs.batches,
+        samples=outputs.samples,
+        notes=()
+        if made is None
+        else (*made.notes, *(f"{name} stayed float: {why}" for name, why in made.skipped.items())),
+    )
 
-    rows: tuple[LayerCost, ...]
-    outputs: tuple[OutputCost, ...]
-    output_sqnr: float
-    top1: float | None
-    cosine: float
-    size: SizePair
-    time: TimePair | None
-    batches: int
-    samples: int
-    notes: tuple[str, ...] = ()
 
-    def table(self) -> Group:
-        """Two `rich` tables, one of the whole model and one of its layers; print them with ``rich.print``."""
-        from fewbit.report.table import comparison_tables
+def _run_batch(batch: Any, number: int, model: nn.Module, layers: LayerPass, outputs: OutputErrors) -> None:
+    """Run the models with the layers watched; the original apart when the reference is its folded copy."""
+    try:
+        with layers.hooked():
+            expected = call_model(layers.reference, batch)
+            measured = call_model(layers.quantized, batch)
+        if model is not layers.reference:
+            expected = call_model(model, batch)
+    except FewbitError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FewbitError(f"the model failed on batch {number}: {told}") from error
+    layers.end_batch()
+    outputs.add(expected, measured)
 
-        return comparison_tables(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers; infinite SQNRs stay ``float("inf")``."""
-        result = dataclasses.asdict(self)
-        result["size"]["ratio"] = self.size.ratio
-        if self.time is not None:
-            result["time"]["speedup"] = self.time.speedup
-        return result
+def _time(model: nn.Module, quantized: nn.Module, batch: Any, repeats: int, tell: Progress) -> TimePair:
+    tell("time", 0, 0)
+    before, after = interleaved_times(
+        [lambda: call_model(model, batch), lambda: call_model(quantized, batch)], repeats
+    )
+    tell("time", 1, 1)
+    return TimePair(before, after, torch.get_num_threads())
 
-    def to_json(self) -> str:
-        """One JSON document. What JSON has no number for is a string: ``"inf"``, ``"-inf"``, ``"nan"``."""
-        return json.dumps(json_safe(self.to_dict()), indent=2)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained page with charts and a table; it needs no network.
+def _size(
+    model: nn.Module, quantized: nn.Module, files: tuple[str | Path | None, str | Path | None]
+) -> SizePair:
+    on_disk = [None if path is None else file_bytes(path) for path in files]
+    return SizePair(model_bytes(model), model_bytes(quantized), *on_disk)
 
-        Raises:
-            MissingExtraError: plotly is not installed (``pip install 'fewbit[report]'``).
-            FewbitError: The file cannot be written.
-        """
-        from fewbit.report.page import write_page
 
-        return write_page(self, Path(path))
+def _reference(model: nn.Module, quantized: nn.Module, batch: Any) -> nn.Module:
+    """What layers are measured against: the original, or a copy with its batch norms folded."""
+    made = info(quantized)
+    if made is None or not made.folded:
+        return model
 
-    def __rich__(self) -> Group:
-        return self.table()
+    def first_output(folded: nn.Module) -> Tensor | None:
+        return next(iter(floating_outputs(call_model(folded, batch)).values()), None)
 
-    def __str__(self) -> str:
-        from rich.console import Console
+    return fold_batch_norm(copy.deepcopy(model), first_output).model
 
-        buffer = io.StringIO()
-        Console(file=buffer, width=120).print(self.table())
-        return buffer.getvalue()
+
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    """No gradients, and evaluation mode for as long as it lasts."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -11,7 +11,7 @@ from fewbit.report.text import bytes_text, count_text, decibels_text, percent_te
 
 if TYPE_CHECKING:
     from fewbit.evaluate.layers import QuantizerCost
-    from fewbit.report.comparison import Comparison
+    from fewbit.report.result import Comparison
 
 
 @dataclass(frozen=True)

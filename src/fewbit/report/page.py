@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from html import escape
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from fewbit import __version__
 from fewbit.atomic import write_text
 from fewbit.errors import require
 from fewbit.report.charts import Chart, charts
@@ -19,7 +20,7 @@ from fewbit.report.html_table import html_table, layer_columns, output_columns
 from fewbit.report.text import bytes_text, decibels_text, percent_text, seconds_text, times_text
 
 if TYPE_CHECKING:
-    from fewbit.report.comparison import Comparison
+    from fewbit.report.result import Comparison
 
 
 def write_page(comparison: Comparison, path: Path) -> Path:
@@ -53,7 +54,7 @@ def render_page(comparison: Comparison, title: str = "What quantization cost") -
         data=_script_json({chart.key: {"data": chart.data, "layout": chart.layout} for chart in made}),
         plotly=plotly.get_plotlyjs(),
         script=_asset("page.js"),
-        version=escape(_version()),
+        version=escape(__version__),
     )
 
 
@@ -75,7 +76,9 @@ def _cards(comparison: Comparison) -> list[str]:
         _card("Output SQNR", f"{decibels_text(comparison.output_sqnr)} dB", "signal to quantization noise"),
     ]
     if comparison.top1 is not None:
-        cards.append(_card("Same prediction", percent_text(comparison.top1), "top-1 agreement with the original"))
+        cards.append(
+            _card("Same prediction", percent_text(comparison.top1), "top-1 agreement with the original")
+        )
     else:
         cards.append(_card("Cosine", f"{comparison.cosine:.5f}", "similarity to the original's output"))
     if time is not None:
@@ -93,7 +96,9 @@ def _card(name: str, value: str, detail: str) -> str:
 
 
 def _panel(title: str, hint: str, body: str) -> str:
-    return f'<section class="panel"><h2>{escape(title)}</h2><p class="hint">{escape(hint)}</p>{body}</section>'
+    return (
+        f'<section class="panel"><h2>{escape(title)}</h2><p class="hint">{escape(hint)}</p>{body}</section>'
+    )
 
 
 def _plot(chart: Chart) -> str:
@@ -103,13 +108,17 @@ def _plot(chart: Chart) -> str:
 def _outputs(comparison: Comparison) -> str:
     if len(comparison.outputs) < 2:
         return ""
-    return _panel("Outputs", "Each floating output of the model.", html_table("outputs", output_columns(comparison)))
+    return _panel(
+        "Outputs", "Each floating output of the model.", html_table("outputs", output_columns(comparison))
+    )
 
 
 def _layers(comparison: Comparison) -> str:
     if not comparison.rows:
         return ""
-    search = '<input type="search" data-filters="layers" placeholder="Filter layers" aria-label="Filter layers">'
+    search = (
+        '<input type="search" data-filters="layers" placeholder="Filter layers" aria-label="Filter layers">'
+    )
     table = html_table("layers", layer_columns(comparison))
     return _panel("All figures", "Click a heading to sort.", search + table)
 
@@ -128,10 +137,3 @@ def _script_json(value: object) -> str:
 
 def _asset(name: str) -> str:
     return resources.files("fewbit.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("fewbit")
-    except metadata.PackageNotFoundError:
-        return ""

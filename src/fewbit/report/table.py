@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -20,7 +21,7 @@ from fewbit.report.text import (
 
 if TYPE_CHECKING:
     from fewbit.evaluate.layers import LayerCost, QuantizerCost
-    from fewbit.report.comparison import Comparison
+    from fewbit.report.result import Comparison
 
 
 def comparison_tables(comparison: Comparison) -> Group:
@@ -36,7 +37,9 @@ def whole_table(comparison: Comparison) -> Table:
     """Size, time and error of the whole model: before, after, and what it means."""
     table = plain_table("whole model", "", "before", "after", "")
     size = comparison.size
-    table.add_row("weights", bytes_text(size.before), bytes_text(size.after), f"{times_text(size.ratio)} smaller")
+    table.add_row(
+        "weights", bytes_text(size.before), bytes_text(size.after), f"{times_text(size.ratio)} smaller"
+    )
     if size.file_before is not None or size.file_after is not None:
         table.add_row("on disk", _file(size.file_before), _file(size.file_after), _file_ratio(comparison))
     if comparison.time is not None:
@@ -56,46 +59,70 @@ def whole_table(comparison: Comparison) -> Table:
 
 
 def layer_table(rows: tuple[LayerCost, ...]) -> Table:
-    """One row a layer: codes, size, SQNRs, and the error shares of its two quantizers."""
-    table = plain_table("layers", "layer", "weights", "input", "size")
-    for heading in ("weight dB", "output dB", "alone dB", "rounding", "clipping", "vs theory", "input rnd", "input clip"):
-        table.add_column(heading, justify="right")
+    """One row a layer, in dB: its output, its weights, and the two errors of its two quantizers."""
+    varied = [name for name in ("weight_spec", "input_spec") if len({getattr(row, name) for row in rows}) > 1]
+    table = plain_table("layers", "layer", *(name.removesuffix("_spec") for name in varied), "size")
+    for heading in (
+        "output",
+        "alone",
+        "weight",
+        "w rnd",
+        "w clip",
+        "w/theory",
+        "in rnd",
+        "in clip",
+        "in/theory",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            escape(row.name),
-            row.weight_spec,
-            row.input_spec,
+            escape(row.name or "(model)"),
+            *(getattr(row, name) for name in varied),
             bytes_text(row.bytes_after),
-            decibels_text(row.weight_sqnr),
             decibels_text(row.output_sqnr),
             decibels_text(row.alone_sqnr),
-            *_shares(row.weight),
-            _ratio(row.weight),
-            *_shares(row.input),
+            decibels_text(row.weight_sqnr),
+            *_quantizer_cells(row.weight),
+            *_quantizer_cells(row.input),
         )
-    table.caption = (
-        "output dB: in the running model, with the errors of the layers before it; alone dB: this layer's own, "
-        "on float input; rounding and clipping: error over signal; vs theory: rounding error over step²/12"
-    )
+    table.caption = _legend(rows[0], varied)
     return table
 
 
+def _legend(row: LayerCost, varied: list[str]) -> str:
+    told = [] if "weight_spec" in varied else [f"weights {row.weight_spec}"]
+    told += [] if "input_spec" in varied else [f"input {row.input_spec}"]
+    return "; ".join(
+        [
+            *told,
+            "dB of signal over error: output in the running model, with the errors of the layers before",
+            "alone: this layer's own, on float input",
+            "rnd and clip: the rounding and the clipping part, of weights (w) and input (in)",
+            "/theory: rounding error over step²/12",
+        ]
+    )
+
+
 def plain_table(title: str, *headings: str) -> Table:
-    """A table in the style of all of fewbit's: the first column left, the others right, no wrapped numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
+    """A table in the style of all of fewbit's: the first column to the left, the others to the right."""
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False
+    )
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     return table
 
 
-def _shares(cost: QuantizerCost | None) -> tuple[str, str]:
+def _quantizer_cells(cost: QuantizerCost | None) -> tuple[str, str, str]:
     if cost is None:
-        return "–", "–"
-    return percent_text(cost.rounding_share), percent_text(cost.clipping_share)
+        return "–", "–", "–"
+    ratio = "–" if cost.theory_ratio is None else f"{cost.theory_ratio:.2f}"
+    return _decibels_of(cost.rounding_share), _decibels_of(cost.clipping_share), ratio
 
 
-def _ratio(cost: QuantizerCost | None) -> str:
-    return "–" if cost is None or cost.theory_ratio is None else f"{cost.theory_ratio:.2f}"
+def _decibels_of(share: float) -> str:
+    """A part of the error as dB of the signal over it; none at all is a dash."""
+    return decibels_text(-10 * math.log10(share)) if share > 0 else "–"
 
 
 def _file(size: int | None) -> str:

@@ -1,14 +1,16 @@
 """A model's architecture as JSON, and back, without pickle and without running code that the file names.
 
-Three ways of describing a model are tried in order, each a module of this package with ``describe(model)`` and
-``build(description)``: `huggingface` (a class of transformers and its config), `tree` (layers and Sequentials alone) and
-`graph` (a torch.fx trace over an allowlist of functions). What none of them can take is ``unknown``: its layers are described, and
-the float model that holds them must be handed in again on loading.
+Three ways of describing a model are tried in order, each a module of this package with ``describe(model)``
+and ``build(description)``: `huggingface` (a class of transformers and its config), `tree` (layers and
+Sequentials alone) and `graph` (a torch.fx trace over an allowlist of functions). What none of them can take
+is ``unknown``: its layers are described, and the float model that holds them must be handed in again on
+loading.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from types import ModuleType
 from torch import nn
 
 from fewbit.errors import FewbitError
-from fewbit.formats.architecture import graph, huggingface, layers, tree
+from fewbit.formats.architecture import filling, graph, huggingface, layers, tree
 from fewbit.formats.architecture.description import Description
 from fewbit.formats.architecture.values import Json, Undescribable
+from fewbit.nn import PackedWeight, QuantizedWeight
 
 _KINDS: dict[str, ModuleType] = {"huggingface": huggingface, "tree": tree, "graph": graph}
 
@@ -34,19 +37,29 @@ def describe(model: nn.Module) -> Description:
         model: Any module, quantized or not; it is left as it is.
 
     Returns:
-        The description; of kind ``unknown``, with the reason in its details, if the model cannot be described whole.
+        The description; of kind ``unknown``, with the reason in its details, if the model cannot be described
+        whole.
     """
     reasons = {}
     for kind, module in _KINDS.items():
         try:
-            description: Description = module.describe(model)
+            description: Description = dataclasses.replace(module.describe(model), ties=_ties(model))
             _check(model, description)
-        except Undescribable as reason:
-            reasons[kind] = str(reason)
+        except Undescribable as undescribable:
+            reasons[kind] = str(undescribable)
         else:
             return description
     reason = reasons["huggingface" if huggingface.is_model(model) else "graph"]
-    return Description("unknown", type(model).__name__, {"reason": reason}, _known_layers(model))
+    return _describe_unknown(model, reason)
+
+
+def _describe_unknown(model: nn.Module, reason: str) -> Description:
+    try:
+        slots, constants = tree.own_tensors(model)
+    except Undescribable as undescribable:
+        raise FewbitError(f"the model cannot be saved because of {undescribable}") from undescribable
+    modules, ties = _known_layers(model), _ties(model)
+    return Description("unknown", type(model).__name__, {"reason": reason}, modules, slots, ties, constants)
 
 
 def build(description: Description, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -58,8 +71,8 @@ def build(description: Description, model: nn.Module | Callable[[], nn.Module] |
             description only the layers to put into it; a copy is filled, the model itself stays as it is.
 
     Raises:
-        FewbitError: The description needs ``model``, does not fit it, or is not one `describe` can have written; the
-            text starts with what is wrong, for a message that has named the file.
+        FewbitError: The description needs ``model``, does not fit it, or is not one `describe` can have
+            written; the text starts with what is wrong, for a message that has named the file.
     """
     if model is None and description.kind == "unknown":
         reason = description.details.get("reason")
@@ -71,14 +84,17 @@ def build(description: Description, model: nn.Module | Callable[[], nn.Module] |
         raise FewbitError(f"its model is described in an unknown way ({description.kind[:40]!r})")
     try:
         if model is not None:
-            return huggingface.fill(_float_model(model), description)
-        built: nn.Module = _KINDS[description.kind].build(description)
+            built: nn.Module = filling.fill(_float_model(model), description)
+        else:
+            built = _KINDS[description.kind].build(description)
+        _tie(built, description.ties)
         return built
     except FewbitError:
         raise
     except Exception as error:
-        # A hostile description can make a constructor fail in any way; whatever it is, the file is to blame.
-        raise FewbitError(f"its model cannot be built: {type(error).__name__}: {_first_line(error)}") from error
+        # A hostile description can make a constructor fail in any way.
+        what = "its model cannot be built" if model is None else "it does not fit the model given as model="
+        raise FewbitError(f"{what}: {_first_line(error)}") from error
 
 
 def _float_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -86,12 +102,14 @@ def _float_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         return copy.deepcopy(model)
     made = model()
     if not isinstance(made, nn.Module):
-        raise FewbitError(f"the factory given as model= returned a {type(made).__name__}, not a torch.nn.Module")
+        raise FewbitError(
+            f"the factory given as model= returned a {type(made).__name__}, not a torch.nn.Module"
+        )
     return made
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check(model: nn.Module, description: Description) -> None:
@@ -130,7 +148,8 @@ def _known_layers(model: nn.Module) -> dict[str, Json]:
     found: dict[str, Json] = {}
     first: dict[int, str] = {}
     for path, module in tree.outer_modules(model, duplicates=True).items():
-        if not layers.is_layer(module):
+        known = layers.is_layer(module) and not isinstance(module, QuantizedWeight)
+        if not known and not layers.is_in_place(module):
             continue
         earlier = first.setdefault(id(module), path)
         if earlier != path:
@@ -144,11 +163,33 @@ def _known_layers(model: nn.Module) -> dict[str, Json]:
     return found
 
 
+def _ties(model: nn.Module) -> dict[str, str]:
+    """Packed weights that belong to several layers: path to the first path of the same object."""
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for path, module in tree.outer_modules(model).items():
+        for name, inner in module.named_modules():
+            full = ".".join(part for part in (path, name) if part)
+            if isinstance(inner, PackedWeight) and first.setdefault(id(inner), full) != full:
+                ties[full] = first[id(inner)]
+    return ties
+
+
+def _tie(model: nn.Module, ties: dict[str, str]) -> None:
+    for path, earlier in ties.items():
+        ours, theirs = tree.find(model, path), tree.find(model, earlier)
+        if not isinstance(ours, PackedWeight) or not isinstance(theirs, PackedWeight) or "." not in path:
+            raise ValueError(f"a tie between {path[:80]!r} and {earlier[:80]!r}")
+        parent, _, name = path.rpartition(".")
+        tree.find(model, parent)._modules[name] = theirs
+
+
 def warn_if_unknown(description: Description) -> None:
     """Warn the caller of ``save`` when loading will need the float model."""
     if description.kind == "unknown":
+        reason = description.details["reason"]
         warnings.warn(
-            f"the architecture of {description.class_name} could not be saved ({description.details['reason']}): "
+            f"the architecture of {description.class_name} could not be saved ({reason}): "
             "fewbit.load will need model=<the float module or its factory>",
             stacklevel=4,
         )

@@ -62,10 +62,11 @@ class Description:
         kind: The module of this package that builds it: ``tree``, ``graph``, ``huggingface`` or ``unknown``.
         class_name: The model's class, for messages and for display.
         details: What the kind needs besides, as JSON.
-        modules: Layers by path, each as `layers.describe` wrote it, or ``{"same": path}`` for one that stands at an
-            earlier path too. For the kinds built from a float model (``huggingface``, ``unknown``) only what is
-            to be put in the place of that model's layers.
+        modules: Layers by path, each as `layers.describe` wrote it, or ``{"same": path}`` for one that stands
+            at an earlier path too. For the kinds built from a float model (``huggingface``, ``unknown``) only
+            what is to be put in the place of that model's layers.
         tensors: Tensors by path that belong to no layer.
+        ties: Path of a packed weight inside a layer to the earlier path at which the same object stands.
         constants: The values of those tensors of kind ``constant``; not part of the JSON.
     """
 
@@ -74,16 +75,18 @@ class Description:
     details: dict[str, Json] = field(default_factory=dict)
     modules: dict[str, Json] = field(default_factory=dict)
     tensors: dict[str, Slot] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Json]:
-        """As a JSON object with the members ``kind, class, details, modules, tensors``."""
+        """As a JSON object with the members ``kind, class, details, modules, tensors, ties``."""
         return {
             "kind": self.kind,
             "class": self.class_name,
             "details": self.details,
             "modules": self.modules,
             "tensors": {path: slot.to_json() for path, slot in self.tensors.items()},
+            "ties": dict(self.ties),
         }
 
     @staticmethod
@@ -94,14 +97,18 @@ class Description:
             ValueError: It is not of that form.
         """
         members: dict[str, Any] = members_of(
-            value, {"kind": str, "class": str, "details": dict, "modules": dict, "tensors": dict}
+            value,
+            {"kind": str, "class": str, "details": dict, "modules": dict, "tensors": dict, "ties": dict},
         )
+        if not all(isinstance(path, str) for path in members["ties"].values()):
+            raise ValueError("a tie that is not a path")
         return Description(
             members["kind"],
             members["class"],
             members["details"],
             members["modules"],
             {path: Slot.from_json(slot) for path, slot in members["tensors"].items()},
+            members["ties"],
         )
 
 

@@ -1,12 +1,12 @@
 """Models that torch.fx can trace: the module tree and the graph of calls between its layers.
 
-The model is traced in evaluation mode with fewbit's layers and those of torch.nn as leaves. Every node is saved as
-``[op, target, args, kwargs]``, nodes refer to each other by index, and functions, methods and attributes are those of
-`allowed`. torch.fx turns a graph into Python source and runs it, so nothing from a file reaches it that is not either
-an object out of a table here or a name matched against a pattern.
+The model is traced in evaluation mode with fewbit's layers and those of torch.nn as leaves. Every node is
+saved as ``[op, target, args, kwargs]``, nodes refer to each other by index, and functions, methods and
+attributes are those of `allowed`. torch.fx turns a graph into Python source and runs it, so nothing from a
+file reaches it that is not either an object out of a table here or a name matched against a pattern.
 
-Arguments of ``forward`` that have a default are fixed at it: a trace follows one path through the code, and for an
-optional argument that is the one where it is not given.
+Arguments of ``forward`` that have a default are fixed at it: a trace follows one path through the code, and
+for an optional argument that is the one where it is not given.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from fewbit.formats.architecture import layers, tree
 from fewbit.formats.architecture.allowed import ATTRIBUTES, FUNCTION_NAMES, FUNCTIONS, METHODS
 from fewbit.formats.architecture.description import Description, Slot, members_of
 from fewbit.formats.architecture.values import Json, Undescribable, decode, encode
+from fewbit.nn import QuantizedWeight
 
 _GETATTR = "builtins.getattr"
-_NODE = {"op": str, "target": str, "args": list, "kwargs": dict}
+_NODE: dict[str, type | tuple[type, ...]] = {"op": str, "target": str, "args": list, "kwargs": dict}
 
 
 class _Tracer(fx.Tracer):
@@ -33,14 +34,26 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__(param_shapes_constant=True)
-        self.proxy_buffer_attributes = True
         self.made: dict[str, Tensor] = {}
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         return layers.is_layer(m)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Let buffers be proxies as parameters are, so that nothing is computed from their values here."""
+        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
+            for path, tensor in self.root.named_buffers():
+                if tensor is attr_val:
+                    if path not in parameter_proxy_cache:
+                        parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+                    return parameter_proxy_cache[path]
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: ARG002
+        concrete_args: Any = None,  # noqa: ARG002
     ) -> tuple[Callable[..., Any], list[Any]]:
         args: list[Any] = [self.root]
         for name, parameter in list(inspect.signature(root_fn).parameters.items())[1:]:
@@ -53,6 +66,8 @@ class _Tracer(fx.Tracer):
         return root_fn, args
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, QuantizedWeight):
+            return self.create_node("get_attr", self.path_of_module(a), (), {})
         if type(a) is not Tensor or any(a is tensor for _, tensor in self.root.named_buffers()):
             return super().create_arg(a)
         path = next((path for path, tensor in self.made.items() if tensor is a), "")
@@ -69,13 +84,15 @@ def describe(model: nn.Module) -> Description:
         Undescribable: It cannot be traced, or calls something a saved model may not.
     """
     graph, made = _trace(model)
-    slots, constants = _own_tensors(model)
+    slots, constants = tree.own_tensors(model)
     constants |= made
     slots |= {path: Slot.of(tensor, "constant") for path, tensor in made.items()}
     index = {node: number for number, node in enumerate(graph.nodes)}
     nodes: list[Json] = [_describe_node(node, index) for node in graph.nodes]
     name = type(model).__name__
-    return Description("graph", name, {"nodes": nodes}, tree.describe_modules(model), slots, constants)
+    return Description(
+        "graph", name, {"nodes": nodes}, tree.describe_modules(model), slots, constants=constants
+    )
 
 
 def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
@@ -95,24 +112,6 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
         for module in training:
             module.training = True
     return graph, tracer.made
-
-
-def _own_tensors(model: nn.Module) -> tuple[dict[str, Slot], dict[str, Tensor]]:
-    """Slots of the tensors outside the known layers, and the values of those that no state dict holds."""
-    slots: dict[str, Slot] = {}
-    constants: dict[str, Tensor] = {}
-    for path, module in tree.outer_modules(model, duplicates=True).items():
-        if layers.is_layer(module):
-            continue
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None:
-                continue
-            full = f"{path}.{name}" if path else name
-            kind = "parameter" if name in module._parameters else "buffer"
-            if name in module._non_persistent_buffers_set:
-                kind, constants[full] = "constant", tensor
-            slots[full] = Slot.of(tensor, kind)
-    return slots, constants
 
 
 def _free_name(model: nn.Module, name: str) -> str:
@@ -168,7 +167,7 @@ def build(description: Description) -> fx.GraphModule:
         raise ValueError("a graph whose top module is a layer")
     graph = _build_graph(members_of(description.details, {"nodes": list})["nodes"], root)
     model = fx.GraphModule(root, graph, class_name=description.class_name)
-    # GraphModule copies only what the graph uses, and makes plain modules of all containers: take the tree itself.
+    # GraphModule copies only what the graph uses, with plain modules as containers: take the tree itself.
     for table in (model._modules, model._parameters, model._buffers):
         table.clear()
     for name, child in root._modules.items():
@@ -182,8 +181,9 @@ def build(description: Description) -> fx.GraphModule:
 def _build_graph(records: list[Json], root: nn.Module) -> fx.Graph:
     graph = fx.Graph()
     nodes: list[fx.Node] = []
-    modules = {path for path, _ in root.named_modules(remove_duplicate=False)} - {""}
-    tensors = {path for path, _ in root.named_parameters(remove_duplicate=False)}
+    modules = dict(root.named_modules(remove_duplicate=False))
+    tensors = {path for path, each in modules.items() if isinstance(each, QuantizedWeight)}
+    tensors |= {path for path, _ in root.named_parameters(remove_duplicate=False)}
     tensors |= {path for path, _ in root.named_buffers(remove_duplicate=False)}
     for number, record in enumerate(records):
         members = members_of(record, _NODE)
@@ -197,7 +197,7 @@ def _build_graph(records: list[Json], root: nn.Module) -> fx.Graph:
         if op == "placeholder":
             _check_placeholder(target, args, kwargs, nodes)
         else:
-            _check_call(op, target, args, modules, tensors)
+            _check_call(op, target, args, modules.keys() - {""}, tensors)
         function: Any = target
         if op == "call_function":
             if target == _GETATTR:
@@ -215,7 +215,9 @@ def _is_name(name: str) -> bool:
     return plain and not name.startswith("__")
 
 
-def _check_placeholder(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], nodes: list[fx.Node]) -> None:
+def _check_placeholder(
+    target: str, args: tuple[Any, ...], kwargs: dict[str, Any], nodes: list[fx.Node]
+) -> None:
     taken = {node.target for node in nodes}
     if not _is_name(target) or target in (*taken, "self", "torch") or args or kwargs:
         raise ValueError(f"the input {target[:40]!r}")

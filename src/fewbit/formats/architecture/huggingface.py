@@ -1,10 +1,10 @@
 """Hugging Face models: the class's name in `transformers` and the model's config.
 
-The skeleton is ``transformers.<class>(config)``, with fewbit's layers put in the place of the float ones. Only models
-that `transformers` itself ships are taken, by their name in its top namespace, and only with a config that
-makes it fetch nothing: see `_FORBIDDEN`. Parameters are made on the meta device, so that no weights are drawn;
-buffers are made for real, because rotary frequencies and the like are not in the state dict. A buffer that
-the config alone does not bring back bit for bit is saved with the weights.
+The skeleton is ``transformers.<class>(config)``, with fewbit's layers put in the place of the float ones.
+Only models that `transformers` itself ships are taken, by their name in its top namespace, and only with a
+config that makes it fetch nothing: see `_FORBIDDEN`. Parameters are made on the meta device, so that no
+weights are drawn; buffers are made for real, because rotary frequencies and the like are not in the state
+dict. A buffer that the config alone does not bring back bit for bit is saved with the weights.
 """
 
 from __future__ import annotations
@@ -15,33 +15,45 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fewbit.errors import require
-from fewbit.formats.architecture import layers, tree
+from fewbit.formats.architecture import filling, layers, tree
 from fewbit.formats.architecture.description import Description, Slot, members_of
 from fewbit.formats.architecture.values import DTYPES, Json, Undescribable
 
-# Members of a config, at any depth, that make transformers load code, kernels or other weights from elsewhere.
-_FORBIDDEN = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Members of a config, at any depth, that make transformers load code, kernels or other weights.
+_FORBIDDEN = _words(
     """auto_map custom_pipelines trust_remote_code code_revision quantization_config kernel_config use_kernels
-    backbone backbone_kwargs use_pretrained_backbone use_timm_backbone index_path passages_path
-    attn_implementation _attn_implementation _attn_implementation_internal _attn_implementation_autoset
-    experts_implementation _experts_implementation _experts_implementation_internal""".split()
+    backbone backbone_kwargs use_pretrained_backbone use_timm_backbone index_path passages_path"""
 )
-_DROPPED = ("_name_or_path", "transformers_version")
+# Members that say where a model came from or how it is computed here; they are not saved.
+_DROPPED = _words(
+    """_name_or_path name_or_path _commit_hash transformers_version attn_implementation _attn_implementation
+    _attn_implementation_internal _attn_implementation_autoset experts_implementation _experts_implementation
+    _experts_implementation_internal"""
+)
 _ATTENTION = ("eager", "sdpa")
-_GENERATION = frozenset(
+_GENERATION = _words(
     """bos_token_id eos_token_id pad_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
     max_length max_new_tokens min_length min_new_tokens do_sample num_beams temperature top_k top_p typical_p
     repetition_penalty length_penalty no_repeat_ngram_size use_cache early_stopping suppress_tokens
-    begin_suppress_tokens""".split()
+    begin_suppress_tokens"""
 )
-_DETAILS = {"config": dict, "attention": (str, type(None)), "generation": (dict, type(None))}
+_DETAILS: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "attention": (str, type(None)),
+    "generation": (dict, type(None)),
+}
 
 
 def is_model(model: nn.Module) -> bool:
@@ -59,13 +71,12 @@ def describe(model: nn.Module) -> Description:
     if not is_model(model):
         raise Undescribable("a model that is none of transformers")
     name = type(model).__name__
-    if _model_class(sys.modules["transformers"], name) is not type(model) or type(model.config) is not type(model).config_class:
+    found, own_config = _model_class(sys.modules["transformers"], name), cast(Any, model).config
+    if found is not type(model) or type(own_config) is not cast(Any, found).config_class:
         raise Undescribable(f"{name}, which transformers does not ship")
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    for key in _DROPPED:
-        config.pop(key, None)
+    config = json.loads(own_config.to_json_string(use_diff=False))
     config = _without_forbidden(config)
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = getattr(own_config, "_attn_implementation", None)
     details: dict[str, Json] = {
         "config": config,
         "attention": attention if attention in _ATTENTION else None,
@@ -74,8 +85,11 @@ def describe(model: nn.Module) -> Description:
     skeleton = _build_float(name, details)
     modules = _differences(model, skeleton)
     constants = _different_buffers(model, skeleton)
-    slots = {path: Slot.of(tensor, "constant") for path, tensor in constants.items()}
-    return Description("huggingface", name, details, modules, slots, constants)
+    expected = skeleton.state_dict(keep_vars=True)
+    slots = {path: slot for path, slot in tree.own_tensors(model)[0].items() if slot.kind != "constant"}
+    slots = {path: slot for path, slot in slots.items() if path not in expected}
+    slots |= {path: Slot.of(tensor, "constant") for path, tensor in constants.items()}
+    return Description("huggingface", name, details, modules, slots, constants=constants)
 
 
 def build(description: Description) -> nn.Module:
@@ -87,25 +101,7 @@ def build(description: Description) -> nn.Module:
     """
     members_of(description.details, _DETAILS)
     model = _build_float(description.class_name, description.details)
-    return fill(model, description)
-
-
-def fill(model: nn.Module, description: Description) -> nn.Module:
-    """Put the description's layers and constants in the places of the float model's own, in place.
-
-    Raises:
-        ValueError: The float model lacks a place for one of them.
-    """
-    for path, described in description.modules.items():
-        model = tree.replace(model, path, tree.build_module(described, model))
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    for path, slot in description.tensors.items():
-        if slot.kind != "constant":
-            raise ValueError("a tensor that the float model does not have")
-        if path in buffers:
-            owner, _, name = path.rpartition(".")
-            tree.find(model, owner)._buffers[name] = slot.empty()
-    return model.eval()
+    return filling.fill(model, description)
 
 
 def _model_class(transformers: Any, name: str) -> Any:
@@ -140,7 +136,7 @@ def _build_float(name: str, details: dict[str, Any]) -> nn.Module:
 
 
 def _without_forbidden(config: Any) -> Any:
-    """The config without its members that would load something; one of them being set is refused.
+    """The config without the members that are not saved; one that would load something may not be set.
 
     Raises:
         Undescribable: A forbidden member has a value, or a type is none of torch's.
@@ -151,8 +147,8 @@ def _without_forbidden(config: Any) -> Any:
         return config
     kept = {}
     for key, value in config.items():
-        if key in _FORBIDDEN:
-            if value:
+        if key in _FORBIDDEN or key in _DROPPED:
+            if value and key in _FORBIDDEN:
                 raise Undescribable(f"a config with {key}")
             continue
         if key in ("dtype", "torch_dtype") and isinstance(value, str) and value not in DTYPES:
@@ -164,7 +160,7 @@ def _without_forbidden(config: Any) -> Any:
 
 
 def _generation(model: nn.Module) -> Json:
-    """The settings of generation that are plain values; the others stay at what transformers makes of the config."""
+    """The settings of generation that are plain values; transformers takes the others from the config."""
     settings = getattr(model, "generation_config", None)
     if settings is None:
         return None
@@ -174,15 +170,15 @@ def _generation(model: nn.Module) -> Json:
 
 @contextlib.contextmanager
 def _empty_parameters() -> Iterator[None]:
-    """Move every parameter that this thread registers in the block to the meta device, before it is initialised."""
+    """Move each parameter that this thread registers in the block to the meta device, before it is drawn."""
     thread = threading.get_ident()
 
-    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def hook(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta or threading.get_ident() != thread:
             return parameter
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(hook)  # type: ignore[no-untyped-call]
+    handle = register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:
@@ -192,7 +188,7 @@ def _empty_parameters() -> Iterator[None]:
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
     """Keep the hub's client from the network in the block, whatever a config asks for."""
-    constants = require("huggingface_hub.constants", "llm")
+    constants: Any = require("huggingface_hub.constants", "llm")
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
@@ -214,14 +210,19 @@ def _differences(model: nn.Module, skeleton: nn.Module) -> dict[str, Json]:
             if not layers.is_layer(theirs) or described != layers.describe(theirs):
                 found[path] = described if earlier == path else {"same": earlier}
             continue
-        if type(ours) is not type(theirs) or ours._modules.keys() != theirs._modules.keys():
+        own = dict(ours._modules)
+        if layers.is_in_place(ours):
+            own.pop("weight")
+            if earlier == path:
+                found[path] = layers.describe(ours)
+        if type(ours) is not type(theirs) or own.keys() != theirs._modules.keys():
             raise Undescribable(f"its part {path or 'at the top'} of class {type(ours).__name__}")
-        for name in reversed(ours._modules):
-            child, other = ours._modules[name], theirs._modules[name]
-            if (child is None) != (other is None):
-                raise Undescribable(f"its part {path}.{name}, which is missing")
+        for name in reversed(own):
+            child, other = own[name], theirs._modules[name]
             if child is not None and other is not None:
                 pairs.append((f"{path}.{name}" if path else name, child, other))
+            elif child is not other:
+                raise Undescribable(f"its part {path}.{name}, which is missing")
     return found
 
 

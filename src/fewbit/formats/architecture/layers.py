@@ -1,8 +1,15 @@
 """One layer as JSON: a quantized layer by its own config, a layer of torch.nn by its constructor's arguments.
 
-``{"layer": "QuantLinear", "config": {...}}`` or ``{"nn": "Conv2d", "arguments": {...}}``. The arguments of a torch.nn layer are
-read back from the attributes its constructor sets, which bear the same names; a second layer built from them must
-agree with the first in every plain attribute and in every tensor's shape, or the layer counts as one that cannot be described.
+Four forms::
+
+    {"layer": {...}}      one of fewbit's layers, as its config
+    {"weight": {...}}     the quantized weight inside a layer of the user's own class, as its config
+    {"in-place": {...}}   a layer of the user's own class that exists already and is to get such a weight
+    {"nn": "Conv2d", "arguments": {...}}
+
+The arguments of a torch.nn layer are read back from the attributes its constructor sets, which bear the same
+names; a second layer built from them must agree with the first in every plain attribute and in every tensor's
+shape, or the layer counts as one that cannot be described.
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import fewbit.nn as quantized
+from fewbit import nn as quantized
 from fewbit.formats.architecture.allowed import LAYERS
 from fewbit.formats.architecture.description import members_of
 from fewbit.formats.architecture.values import Json, Undescribable, decode, encode
@@ -23,8 +30,13 @@ _SKIPPED = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze"}
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether the module is one of fewbit's own layers."""
-    return type(module) in quantized.LAYERS.values()
+    """Whether the module is one of fewbit's layers, or the weight of one of the user's own class."""
+    return type(module) is quantized.QuantizedWeight or type(module) in quantized.LAYERS.values()
+
+
+def is_in_place(module: nn.Module) -> bool:
+    """Whether the module is of the user's own class and had its weight alone quantized."""
+    return not is_quantized(module) and isinstance(module._modules.get("weight"), quantized.QuantizedWeight)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -39,21 +51,23 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def describe(module: nn.Module) -> Json:
-    """Write a layer for which `is_layer` holds as JSON.
+    """Write a layer for which `is_layer` or `is_in_place` holds as JSON.
 
     Raises:
         Undescribable: The layer was changed after it was built, so that its constructor cannot make it again.
     """
+    if isinstance(module, quantized.QuantizedWeight):
+        return {"weight": module.config()}
+    if is_quantized(module) or is_in_place(module):
+        return {"layer" if is_quantized(module) else "in-place": quantized.layer_config(module)}
     name = type(module).__name__
-    if is_quantized(module):
-        return {"layer": name, "config": module.config()}  # type: ignore[operator]
     arguments = {key: encode(value) for key, value in _arguments(module).items()}
     described: Json = {"nn": name, "arguments": arguments}
     try:
         twin = build(described)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Undescribable(f"a {name} that its own arguments cannot make again") from error
-    if _fingerprint(twin) != _fingerprint(module):
+    if _differs(module, twin):
         raise Undescribable(f"a {name} that was changed after it was built")
     return described
 
@@ -64,11 +78,13 @@ def build(described: Json) -> nn.Module:
     Raises:
         ValueError: It is not of `describe`'s form, or names a layer that is not allowed.
     """
+    if isinstance(described, dict) and "weight" in described:
+        return quantized.QuantizedWeight.from_config(members_of(described, {"weight": dict})["weight"]).eval()
     if isinstance(described, dict) and "layer" in described:
-        members = members_of(described, {"layer": str, "config": dict})
-        if members["layer"] not in quantized.LAYERS:
-            raise ValueError(f"the unknown layer {members['layer'][:40]!r}")
-        return quantized.LAYERS[members["layer"]].from_config(members["config"])
+        config = members_of(described, {"layer": dict})["layer"]
+        if config.get("class") not in quantized.LAYERS:
+            raise ValueError(f"the unknown layer {str(config.get('class'))[:40]!r}")
+        return quantized.LAYERS[config["class"]].from_config(config).eval()
     members = members_of(described, {"nn": str, "arguments": dict})
     if members["nn"] not in LAYERS:
         raise ValueError(f"the unknown layer {members['nn'][:40]!r}")
@@ -116,12 +132,23 @@ _RENAMED: dict[tuple[type[nn.Module], str], str] = {
 }
 
 
-def _fingerprint(module: nn.Module) -> list[Any]:
-    """All that tells two layers apart but the tensors' values: types, plain attributes, names and shapes of tensors."""
-    plain = [
-        (path, type(each), sorted((k, repr(v)) for k, v in vars(each).items() if k != "training" and type(v) in _PLAIN))
-        for path, each in module.named_modules()
-    ]
-    tensors = [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
-    buffers = [(name, tuple(tensor.shape)) for name, tensor in module.named_buffers()]
-    return [plain, tensors, buffers]
+def _differs(module: nn.Module, twin: nn.Module) -> bool:
+    """Whether two layers differ in more than their tensors' values; only ``twin``'s attributes count."""
+    if [name for name, _ in module.named_modules()] != [name for name, _ in twin.named_modules()]:
+        return True
+    for ours, theirs in zip(module.modules(), twin.modules()):
+        plain = {
+            key: value for key, value in vars(theirs).items() if type(value) in _PLAIN and key != "training"
+        }
+        missing = object()
+        if type(ours) is not type(theirs) or any(
+            type(vars(ours).get(key, missing)) is not type(value) or vars(ours)[key] != value
+            for key, value in plain.items()
+        ):
+            return True
+    return _shapes(module) != _shapes(twin)
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    tensors = (*module.state_dict().items(), *module.named_buffers())
+    return [(name, tensor.shape) for name, tensor in tensors]

@@ -1,8 +1,9 @@
 """Models made of nn.Sequential and known layers alone, and the module tree under every other description.
 
-A tree is a table from path to layer or container, parents before children, in the order in which a Sequential calls them. A model that is nothing else (a single layer,
-or Sequentials within Sequentials) needs no more than its tree: what it computes follows from it. For a traced model the tree holds
-what the graph calls; there a container of a class of its own is a plain nn.Module, whose only use is to give names.
+A tree is a table from path to layer or container, parents before children, in the order in which a Sequential
+calls them. A model that is nothing else (a single layer, or Sequentials within Sequentials) needs no more
+than its tree: what it computes follows from it. For a traced model the tree holds what the graph calls; there
+a container of a class of its own is a plain nn.Module, whose only use is to give names.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ def outer_modules(model: nn.Module, *, duplicates: bool = False) -> dict[str, nn
         duplicates: Whether a module that stands at two paths is given at both, or at the first alone.
     """
     found: dict[str, nn.Module] = {}
-    known: list[str] = []
+    inside: str | None = None  # the last known layer; what it holds follows it directly
     for path, module in model.named_modules(remove_duplicate=not duplicates):
-        if any(path.startswith(layer + ".") or not layer for layer in known):
+        if inside is not None and path.startswith(inside):
             continue
         found[path] = module
         if layers.is_layer(module):
-            known.append(path)
+            inside = path + "." if path else ""
     return found
 
 
@@ -94,6 +95,28 @@ def describe_modules(model: nn.Module) -> dict[str, Json]:
             name = type(module).__name__
             modules[path] = {"container": name if _CONTAINERS.get(name) is type(module) else "Module"}
     return modules
+
+
+def own_tensors(model: nn.Module) -> tuple[dict[str, Slot], dict[str, Tensor]]:
+    """Slots of the tensors outside the known layers, and the values of those that no state dict holds.
+
+    Raises:
+        Undescribable: A tensor of a type that no file can hold.
+    """
+    slots: dict[str, Slot] = {}
+    constants: dict[str, Tensor] = {}
+    for path, module in outer_modules(model, duplicates=True).items():
+        if layers.is_layer(module):
+            continue
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
+            full = f"{path}.{name}" if path else name
+            kind = "parameter" if name in module._parameters else "buffer"
+            if name in module._non_persistent_buffers_set:
+                kind, constants[full] = "constant", tensor
+            slots[full] = Slot.of(tensor, kind)
+    return slots, constants
 
 
 def build_tree(description: Description) -> nn.Module:
@@ -137,7 +160,7 @@ def build_module(described: Json, root: nn.Module | None) -> nn.Module:
 
 
 def is_path(path: str) -> bool:
-    """Whether a path is one a description may hold: parts of letters, digits, ``_`` and ``-``, not starting with ``__``."""
+    """Whether a description may hold the path: words of letters, digits, _ and -, none beginning with __."""
     return path == "" or (len(path) <= 4096 and all(_PART.fullmatch(part) for part in path.split(".")))
 
 
@@ -196,17 +219,3 @@ def add_own_tensor(owner: nn.Module, name: str, slot: Slot) -> None:
         owner.register_parameter(name, tensor)
     else:
         owner.register_buffer(name, tensor, persistent=slot.kind == "buffer")
-
-
-def replace(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Put ``module`` in the place of the layer at ``path``; returns the root, which is ``module`` if the path is empty.
-
-    Raises:
-        ValueError: There is no layer at the path.
-    """
-    if not path:
-        return module
-    find(root, path)
-    parent, _, name = path.rpartition(".")
-    find(root, parent)._modules[name] = module
-    return root

@@ -1,13 +1,14 @@
 """The values a model's description may hold, as JSON.
 
-None, bool, int, float, str and list stand for themselves. Everything else is an object with one member whose name says
-what it is::
+None, bool, int, float, str and list stand for themselves. Everything else is an object with one member whose
+name says what it is::
 
     {"tuple": [1, 2]}   {"slice": [0, null, 2]}   {"dict": [["key", value], ...]}   {"ellipsis": null}
-    {"dtype": "float32"}   {"device": "cpu"}   {"memory_format": "channels_last"}   {"float": "inf"}   {"node": 3}
+    {"dtype": "float32"}   {"device": "cpu"}   {"memory_format": "channels_last"}   {"float": "inf"}
+    {"node": 3}
 
-``{"node": i}`` refers to the i-th node of a graph. Reading gives objects of exactly these types and never looks
-up a name outside the two tables below.
+``{"node": i}`` refers to the i-th node of a graph. Reading gives objects of exactly these types and never
+looks up a name outside the two tables below.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
@@ -38,7 +39,7 @@ _MEMORY_FORMAT_NAMES = {memory_format: name for name, memory_format in _MEMORY_F
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-class Undescribable(Exception):  # noqa: N818  (it steers the search for a description; no user sees it)
+class Undescribable(Exception):
     """This part of a model cannot be written down; the text says which, in words fit for a message."""
 
 
@@ -53,8 +54,9 @@ def encode(value: Any, node: Callable[[Any], int | None] = lambda _: None) -> Js
     """Write a value as JSON.
 
     Args:
-        value: None, bool, int, float, str, or a torch dtype, CPU device or memory format, or lists, tuples, slices and
-            dicts of these with string keys. Subclasses are refused, because they would come back as something else.
+        value: None, bool, int, float, str, or a torch dtype, CPU device or memory format, or lists, tuples,
+            slices and dicts of these with string keys. Subclasses are refused, because they would come back
+            as something else.
         node: Gives the index of a graph node, None for everything else.
 
     Raises:

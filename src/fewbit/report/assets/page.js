@@ -30,6 +30,7 @@ function draw() {
       height: 380, margin: { l: 60, r: 12, t: 34, b: 40 }, hovermode: "closest", bargap: 0.2,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, color: css("--text"), size: 12.5 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--grey"), activecolor: css("--text") },
       ...layout,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", ...layout.legend },
       xaxis: axis(layout.xaxis, css), yaxis: { automargin: true, ...axis(layout.yaxis, css) },

@@ -1,0 +1,51 @@
+"""The last check of a quantized model: its outputs on real data are finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.calibrate.collect import call_model
+from fewbit.errors import FewbitError
+from fewbit.nn.swap import quantized_layers
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first floating tensor in a model's output, however it is wrapped."""
+    leaves = torch.utils._pytree.tree_leaves(dict(output) if hasattr(output, "keys") else output)
+    return next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+
+
+def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
+    """Run the quantized model once.
+
+    Raises:
+        FewbitError: An output is NaN or infinite although the float model's is not; the first layer that made it is named.
+    """
+    blame: list[str] = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda _m, _a, output, name=name: blame.append(name) if not _finite(output) else None
+        )
+        for name, layer in quantized_layers(quantized).items()
+    ]
+    try:
+        output = call_model(quantized, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if _finite(first_tensor(output)):
+        return
+    training = model.training
+    float_output = call_model(model.eval(), batch)
+    model.train(training)
+    if not _finite(first_tensor(float_output)):
+        raise FewbitError("the float model's own outputs are not finite on the calibration data; mend the model or the data")
+    where = f"layer {blame[0]} is the first whose output is not finite" if blame else "no quantized layer is to blame"
+    raise FewbitError(f"the quantized model's outputs are not finite: {where}; skip that layer with a rule")
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())

@@ -1,0 +1,164 @@
+"""quantize(): the whole story, top to bottom.
+
+copy → fold batch norm → plan (recipe) → observe calibration data → solve ranges and weights → swap layers → check.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit import algorithms, calibrate
+from fewbit.algorithms import rtn
+from fewbit.calibrate.collect import Progress, call_model, run_batches
+from fewbit.errors import FewbitError
+from fewbit.nn import QuantizationInfo, attach_info, fold_batch_norm, kinds
+from fewbit.nn.build import build_layers
+from fewbit.nn.check import check_outputs, first_tensor
+from fewbit.nn.observe import observed
+from fewbit.nn.plan import check_plans, join_tied
+from fewbit.nn.statistics import new_statistics, solve_input
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec, as_spec
+from fewbit.recipe import LayerPlan, Recipe, as_recipe
+
+
+def quantize(
+    model: nn.Module,
+    recipe: Recipe | str | Path,
+    data: Iterable[Any] | None = None,
+    *,
+    calibrator: str | None = None,
+    algorithm: str = "rtn",
+    bias_correction: bool = True,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Quantize a model.
+
+    Args:
+        model: Any ``nn.Module``; it is not changed. The result is a copy in evaluation mode.
+        recipe: A scheme (``"W8A8"``, ``"W8A8-dynamic"``, ``"W4A16-g128"``), a :class:`Recipe`, or the path of a TOML file.
+        data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static activations.
+        calibrator: Replaces the recipe's choice of ranges: of activations where they are static, else of weights.
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
+        bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
+        progress: Called with (stage, steps done, steps in all).
+
+    Raises:
+        FewbitError: The recipe does not fit the model, data is missing or does not reach a layer, values are not finite. The message names
+            the layer and the remedy.
+    """
+    if not isinstance(model, nn.Module):
+        raise FewbitError(f"quantize takes an nn.Module, not {type(model).__name__}; load the model first")
+    rounding = algorithms.get(algorithm)
+    recipe = _with_calibrator(as_recipe(recipe), calibrator)
+    first, batches = _peek(data)
+    work = copy.deepcopy(model).eval()
+
+    folded = fold_batch_norm(work, None if first is None else lambda m: first_tensor(call_model(m, first)))
+    plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
+    plans, notes = join_tied(work, plans)
+    check_plans(plans)
+    chosen = [plan for plan in plans if plan.scheme is not None]
+    statistics = new_statistics(work, chosen, recipe, bias_correction and data is not None)
+    if batches is not None and any(statistics.values()):
+        with observed(work, list(statistics), lambda name, call: statistics[name].update(call)):
+            run_batches(work, batches, progress)
+    elif any(plan.scheme is not None and plan.scheme.activations and not plan.scheme.dynamic for plan in chosen):
+        raise FewbitError(f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme")
+
+    inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
+    weights = _round_weights(work, chosen, rounding, recipe, progress)
+    result, corrected = build_layers(work, chosen, weights, inputs, statistics)
+    notes += [*folded.notes, *([f"the biases of {corrected} layers were corrected"] if corrected else [])]
+    skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
+    attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
+    if first is not None:
+        check_outputs(model, result, first)
+    return result
+
+
+def quantize_tensor(
+    x: Tensor, spec: QSpec | str, *, calibrator: str | None = None, options: Any = None, name: str = "tensor"
+) -> QTensor:
+    """Quantize one tensor, rounding to nearest.
+
+    Args:
+        x: Floating tensor of any shape.
+        spec: Such as ``"int8/channel/sym"``.
+        calibrator: How ranges are chosen, a file of :mod:`fewbit.calibrate`; None: ``minmax`` from 8 bits on, ``mse`` below.
+        options: The calibrator's ``Options``.
+        name: The tensor's name in errors.
+
+    Raises:
+        FewbitError: NaN, infinity or no values; an unknown spec or calibrator.
+    """
+    return rtn.quantize_weight(x, as_spec(spec), rtn.Options(calibrator, options), name)
+
+
+def _with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
+    if calibrator is not None:
+        calibrate.get(calibrator)
+        scheme = recipe.default()
+        static = scheme.activations is not None and not scheme.dynamic
+        recipe = replace(recipe, **{"calibrator" if static else "weight_calibrator": calibrator})
+    for name in (recipe.calibrator, recipe.weight_calibrator):
+        if name is not None:
+            calibrate.get(name)
+    return recipe
+
+
+def _peek(data: Iterable[Any] | None) -> tuple[Any, Iterable[Any] | None]:
+    """The first batch, and all batches with it."""
+    if data is None:
+        return None, None
+    if isinstance(data, Tensor | dict | str):
+        raise FewbitError("calibration data is an iterable of batches; write [batch] for a single one")
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        first = next(iter(data), None)
+        batches: Iterable[Any] = data
+    else:
+        iterator = iter(data)
+        first = next(iterator, None)
+        batches = _Chained(first, iterator)
+    if first is None:
+        raise FewbitError("the calibration data is empty; pass at least one batch")
+    return first, batches
+
+
+class _Chained:
+    """A one-time iterable whose first item was taken already."""
+
+    def __init__(self, first: Any, rest: Iterable[Any]) -> None:
+        self.first, self.rest = first, rest
+
+    def __iter__(self) -> Any:
+        yield self.first
+        yield from self.rest
+
+
+def _round_weights(
+    model: nn.Module, plans: list[LayerPlan], rounding: Any, recipe: Recipe, progress: Progress | None
+) -> dict[str, tuple[Tensor, QTensor]]:
+    """The float matrix and its codes for each layer; tied layers are rounded once."""
+    done: dict[str, tuple[Tensor, QTensor]] = {}
+    by_parameter: dict[tuple[int, str], tuple[Tensor, QTensor]] = {}
+    for step, plan in enumerate(plans, 1):
+        assert plan.scheme is not None
+        module = model.get_submodule(plan.name)
+        key = (id(module.weight), str(plan.scheme.weights))
+        if key not in by_parameter:
+            matrix = kinds.weight_matrix(module)
+            options = rounding.Options(calibrator=recipe.weight_calibrator)
+            codes = rounding.quantize_weight(matrix, plan.scheme.weights, options, f"the weight of {plan.name}")
+            by_parameter[key] = (matrix, codes)
+        done[plan.name] = by_parameter[key]
+        if progress is not None:
+            progress("quantize", step, len(plans))
+    return done

@@ -1,0 +1,136 @@
+"""What the tests of the compiled kernels run them on, and one call each that allocates the outputs.
+
+Outputs are filled beforehand, so that what is left unwritten shows. Run as a script, this file prints the
+instruction set and a digest of what every kernel computes: sets are compared across processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fewbit import _native as native
+
+SIZES = (0, 1, 2, 15, 16, 17, 31, 33, 64, 1000)
+SHAPES = list(itertools.product(SIZES, SIZES))
+CODES = {
+    torch.int8: (-128, 127),
+    torch.uint8: (0, 255),
+    torch.int16: (-32768, 32767),
+    torch.uint16: (0, 65535),
+}
+SPECIAL = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1.1e-38,
+    3.4028234e38,
+    -3.4028234e38,
+    0.5,
+    -0.5,
+    1.5,
+    2.5,
+    -2.5,
+    126.5,
+    127.5,
+]
+torch.set_num_threads(1)
+
+
+def matrix(rows: int, cols: int, *, wild: bool = False, seed: int = 0) -> Tensor:
+    """Normal values; wild ones span float32's exponents, with ties, signed zeros, subnormals, extremes."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + rows * 1009 + cols)
+    x = torch.randn(rows, cols, generator=generator)
+    if wild:
+        x = torch.ldexp(x, torch.randint(-140, 126, (rows, cols), generator=generator))
+        special = torch.tensor(SPECIAL)[torch.randint(0, len(SPECIAL), (rows, cols), generator=generator)]
+        x = torch.where(torch.rand(rows, cols, generator=generator) < 0.5, x, special)
+    return x
+
+
+def scales(rows: int) -> Tensor:
+    """Powers of two and others, from the smallest normal number, where quotients overflow, to very large."""
+    choices = torch.tensor([1.0, 0.25, 0.01, 3.0, 1.1754944e-38, 1e-30, 1e30, 0.0094])
+    return choices[torch.arange(rows) % len(choices)]
+
+
+def zero_points(rows: int, qmin: int, qmax: int) -> Tensor:
+    return torch.tensor([0, qmin, qmax, 3, -7, 1 << 20], dtype=torch.int32)[torch.arange(rows) % 6]
+
+
+def minmax(x: Tensor) -> Tensor:
+    out = torch.full((x.shape[0], 2), 7.0)
+    native.minmax_rows(x, out)
+    return out
+
+
+def quantized(x: Tensor, s: Tensor, z: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
+    out = torch.full(x.shape, 99, dtype=dtype)
+    native.quantize_rows(x, s, z, qmin, qmax, out)
+    return out
+
+
+def histogram(x: Tensor, inv_width: Tensor, bins: int) -> Tensor:
+    counts = torch.full((x.shape[0], bins), 5, dtype=torch.int64)
+    native.histogram_rows(x, inv_width, counts)
+    return counts
+
+
+def searched(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    lo, hi = torch.full((x.shape[0],), 7.0), torch.full((x.shape[0],), 7.0)
+    native.mse_search_rows(x, candidates, symmetric, qmin, qmax, lo, hi)
+    return lo, hi
+
+
+def packed_bytes(bits: int, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(bits * 10_007 + count)
+    return torch.randint(0, 256, ((count * bits + 7) // 8,), dtype=torch.uint8, generator=generator)
+
+
+def unpacked(data: Tensor, bits: int, signed: bool, count: int) -> Tensor:
+    out = torch.full((count,), 99, dtype=torch.int8 if signed else torch.uint8)
+    native.unpack(data, bits, signed, out)
+    return out
+
+
+def results() -> Iterator[tuple[str, Tensor]]:
+    """Something from every kernel over shapes on either side of every vector width."""
+    candidates = torch.linspace(1.0, 0.2, 37)
+    for rows, cols in SHAPES:
+        x, wild = matrix(rows, cols), matrix(rows, cols, wild=True)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            yield f"minmax {dtype}", minmax(wild.to(dtype))
+        for dtype, (low, high) in CODES.items():
+            z = zero_points(rows, low, high)
+            codes = quantized(wild, scales(rows), z, low, high, dtype)
+            yield f"quantize {dtype}", codes
+            values = torch.full(x.shape, 7.0)
+            native.dequantize_rows(codes, scales(rows), z, values)
+            yield f"dequantize {dtype}", values
+        dynamic, scale = torch.full(x.shape, 99, dtype=torch.int8), torch.full((rows,), 7.0)
+        native.quantize_rows_dynamic(wild, 127, dynamic, scale)
+        yield from (("dynamic codes", dynamic), ("dynamic scales", scale))
+        for bins in (7, 2048):
+            yield f"histogram {bins}", histogram(wild, 1 / scales(rows), bins)
+        for symmetric in (False, True):
+            for values in (x, wild):
+                yield f"mse {symmetric}", torch.stack(searched(values, candidates, symmetric, -8, 7))
+    for bits, signed, count in itertools.product(range(1, 9), (False, True), (0, 7, 64, 1001)):
+        yield f"unpack {bits}", unpacked(packed_bytes(bits, count), bits, signed, count)
+
+
+def digests() -> dict[str, str]:
+    hashes: dict[str, hashlib._Hash] = {}
+    for name, tensor in results():
+        hashes.setdefault(name, hashlib.sha256()).update(tensor.view(torch.uint8).numpy().tobytes())
+    return {name: value.hexdigest() for name, value in hashes.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps([native.isa(), digests()]))

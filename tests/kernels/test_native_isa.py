@@ -1,0 +1,177 @@
+"""Every instruction set against every other, the choice between them, and what the binding refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import native_cases
+import numpy as np
+import pytest
+import torch
+from native_cases import matrix, searched
+from torch import Tensor
+
+from fewbit import _native as native
+
+
+def python(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"FEWBIT_ISA": isa}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_portable_is_always_there_and_the_one_in_use_is_listed() -> None:
+    assert native.available_isas()[-1] == "portable"
+    assert native.isa() in native.available_isas()
+
+
+@cache
+def digests_here() -> dict[str, str]:
+    return native_cases.digests()
+
+
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
+    done = python(isa, str(Path(native_cases.__file__)))
+    assert done.returncode == 0, done.stderr
+    name, theirs = json.loads(done.stdout)
+    assert name == isa
+    assert theirs == digests_here()
+
+
+def test_an_instruction_set_that_cannot_run_is_refused_at_import() -> None:
+    done = python("mmx", "-c", "import fewbit._native")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: FEWBIT_ISA is 'mmx', but this machine can run only"
+    )
+
+
+def test_reference_loads_the_portable_kernels() -> None:
+    done = python("reference", "-c", "import fewbit._native as n; print(n.isa())")
+    assert done.stdout.strip() == "portable", done.stderr
+
+
+def test_other_threads_run_while_a_kernel_does() -> None:
+    x, candidates = matrix(1, 200_000), torch.linspace(1.0, 0.2, 3000)
+    lasted: list[float] = []
+
+    def work() -> None:
+        begin = time.perf_counter()
+        searched(x, candidates, True, -8, 7)
+        lasted.append(time.perf_counter() - begin)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    longest, last = 0.0, time.perf_counter()
+    while worker.is_alive():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    assert longest < 0.8 * lasted[0]
+
+
+# --- what the binding refuses -------------------------------------------------------------------
+
+I8, U8, I32, I64, F64 = torch.int8, torch.uint8, torch.int32, torch.int64, torch.float64
+X, S, Z, P = torch.ones(2, 3), torch.ones(2), torch.zeros(2, dtype=I32), torch.ones(4)
+Q, B = torch.empty(2, 3, dtype=I8), torch.empty(2, dtype=U8)
+
+
+def e(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+REFUSED: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
+    ("`x` must have 2 dimensions, but has shape (3,)", native.minmax_rows, (e(3), e(1, 2))),
+    ("`x` must be contiguous in C order", native.minmax_rows, (e(3, 2).t(), e(2, 2))),
+    (
+        "`x` must have dtype float32, float16 or bfloat16, not float64",
+        native.minmax_rows,
+        (X.double(), e(2, 2)),
+    ),
+    ("`x` must have dtype float32, float16 or bfloat16, not int16", native.minmax_rows, (X.short(), e(2, 2))),
+    ("`out` has shape (3, 2), but (2, 2) is needed here", native.minmax_rows, (X, e(3, 2))),
+    ("`out` must have dtype float32, not float64", native.minmax_rows, (X, e(2, 2, dtype=F64))),
+    ("`out` must be contiguous in C order", native.minmax_rows, (X, e(2, 4)[:, ::2])),
+    ("`x` must have dtype float32, not float16", native.quantize_rows, (X.half(), S, Z, -8, 7, Q)),
+    ("`scale` has shape (3,), but (2,) is needed here", native.quantize_rows, (X, e(3), Z, -8, 7, Q)),
+    ("`zp` must have dtype int32, not int64", native.quantize_rows, (X, S, Z.long(), -8, 7, Q)),
+    ("`zp` holds 1048577 in row 0, beyond +-2^20", native.quantize_rows, (X, S, Z + (1 << 20) + 1, -8, 7, Q)),
+    ("`qmin` and `qmax` are -129 and 127", native.quantize_rows, (X, S, Z, -129, 127, Q)),
+    ("must be in order and fit the codes' -128 to 127", native.quantize_rows, (X, S, Z, 0, 128, Q)),
+    ("`qmin` and `qmax` are 7 and -8", native.quantize_rows, (X, S, Z, 7, -8, Q)),
+    ("`qmin` and `qmax` are -1 and 255", native.quantize_rows, (X, S, Z, -1, 255, Q.view(U8))),
+    (
+        "`out` must have dtype int8, uint8, int16 or uint16, not int32",
+        native.quantize_rows,
+        (X, S, Z, -8, 7, Q.int()),
+    ),
+    ("`qmax` is 128, but must be from 1 to 127", native.quantize_rows_dynamic, (X, 128, Q, S)),
+    ("`qmax` is 0, but must be from 1 to 127", native.quantize_rows_dynamic, (X, 0, Q, S)),
+    ("`out` must have dtype int8, not uint8", native.quantize_rows_dynamic, (X, 127, Q.view(U8), S)),
+    (
+        "`codes` must have dtype int8, uint8, int16 or uint16, not int64",
+        native.dequantize_rows,
+        (Q.long(), S, Z, X),
+    ),
+    ("`zp` holds -1048577 in row 0", native.dequantize_rows, (Q, S, Z - (1 << 20) - 1, X)),
+    ("`out` has shape (2, 4), but (2, 3) is needed here", native.dequantize_rows, (Q, S, Z, e(2, 4))),
+    ("`counts` must have dtype int64, not int32", native.histogram_rows, (X, S, e(2, 8, dtype=I32))),
+    (
+        "`counts` has shape (1, 8), but (2, 8) is needed here",
+        native.histogram_rows,
+        (X, S, e(1, 8, dtype=I64)),
+    ),
+    ("`counts` has 0 bins a row", native.histogram_rows, (X, S, e(2, 0, dtype=I64))),
+    ("`candidates` is empty", native.mse_search_rows, (X, e(0), True, -8, 7, S, S)),
+    ("`candidates` must be finite and above 0", native.mse_search_rows, (X, P * 0, True, -8, 7, S, S)),
+    ("`candidates` must be finite and above 0", native.mse_search_rows, (X, P / 0, True, -8, 7, S, S)),
+    ("must be in order, hold 0 between them", native.mse_search_rows, (X, P, True, 1, 7, S, S)),
+    ("must be in order, hold 0 between them", native.mse_search_rows, (X, P, True, 0, 0, S, S)),
+    ("`hi` has shape (3,), but (2,) is needed here", native.mse_search_rows, (X, P, True, -8, 7, S, e(3))),
+    ("`bits` is 9, but must be from 1 to 8", native.unpack, (B, 9, True, e(2, dtype=I8))),
+    ("`bits` is 0, but must be from 1 to 8", native.unpack, (B, 0, True, e(2, dtype=I8))),
+    ("`data` has shape (2,), but (3,) is needed here", native.unpack, (B, 4, True, e(5, dtype=I8))),
+    ("`data` has shape (2,), but (1,) is needed here", native.unpack, (B, 4, True, e(2, dtype=I8))),
+    ("`out` must have dtype int8, not uint8", native.unpack, (B, 4, True, e(4, dtype=U8))),
+    ("`out` must have dtype uint8, not int8", native.unpack, (B, 4, False, e(4, dtype=I8))),
+]
+
+
+@pytest.mark.parametrize(("sentence", "kernel", "arguments"), REFUSED)
+def test_a_wrong_argument_is_named(
+    sentence: str, kernel: Callable[..., None], arguments: tuple[object, ...]
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        kernel(*arguments)
+    assert sentence in str(caught.value)
+
+
+def test_what_is_no_array_or_may_not_be_written_is_a_type_error() -> None:
+    locked = np.zeros((2, 2), np.float32)
+    locked.flags.writeable = False
+    for x, out in ((None, e(2, 2)), ([[1.0]], e(1, 2)), (X, locked)):
+        with pytest.raises(TypeError):
+            native.minmax_rows(x, out)  # type: ignore[arg-type]
+
+
+def test_numpy_arrays_serve_and_inputs_may_be_read_only() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    x.flags.writeable = False
+    out = np.empty((2, 2), np.float32)
+    native.minmax_rows(x, out)
+    assert out.tolist() == [[0.0, 2.0], [3.0, 5.0]]
+
+
+def test_an_array_off_its_natural_alignment_is_refused() -> None:
+    x = np.frombuffer(b"x" * 25, dtype=np.float32, count=6, offset=1).reshape(2, 3)
+    with pytest.raises(ValueError, match="`x` must start at a multiple of its element size"):
+        native.minmax_rows(x, np.empty((2, 2), np.float32))
