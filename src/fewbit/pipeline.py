@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewbit import algorithms, calibrate
 from fewbit.algorithms import rtn
-from fewbit.calibrate.collect import Progress, call_model, run_batches
+from fewbit.calibrate.collect import Progress, call_named, run_batches
 from fewbit.errors import FewbitError
 from fewbit.nn import QuantizationInfo, attach_info, fold_batch_norm, kinds
 from fewbit.nn.build import build_layers
@@ -43,15 +42,18 @@ def quantize(
 
     Args:
         model: Any ``nn.Module``; it is not changed. The result is a copy in evaluation mode.
-        recipe: A scheme (``"W8A8"``, ``"W8A8-dynamic"``, ``"W4A16-g128"``), a :class:`Recipe`, or the path of a TOML file.
-        data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static activations.
+        recipe: A scheme (``"W8A8"``, ``"W8A8-dynamic"``, ``"W4A16-g128"``), a :class:`Recipe`, or the path of a TOML
+            file.
+        data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static
+            activations.
         calibrator: Replaces the recipe's choice of ranges: of activations where they are static, else of weights.
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
         bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
         progress: Called with (stage, steps done, steps in all).
 
     Raises:
-        FewbitError: The recipe does not fit the model, data is missing or does not reach a layer, values are not finite. The message names
+        FewbitError: The recipe does not fit the model, data is missing or does not reach a layer, values are not
+            finite. The message names
             the layer and the remedy.
     """
     if not isinstance(model, nn.Module):
@@ -61,17 +63,19 @@ def quantize(
     first, batches = _peek(data)
     work = copy.deepcopy(model).eval()
 
-    folded = fold_batch_norm(work, None if first is None else lambda m: first_tensor(call_model(m, first)))
+    folded = fold_batch_norm(work, None if first is None else lambda m: first_tensor(call_named(m, first, "calibration batch 1")))
     plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
     plans, notes = join_tied(work, plans)
     check_plans(plans)
     chosen = [plan for plan in plans if plan.scheme is not None]
-    statistics = new_statistics(work, chosen, recipe, bias_correction and data is not None)
+    statistics = new_statistics(chosen, recipe, bias_correction and data is not None)
     if batches is not None and any(statistics.values()):
         with observed(work, list(statistics), lambda name, call: statistics[name].update(call)):
             run_batches(work, batches, progress)
     elif any(plan.scheme is not None and plan.scheme.activations and not plan.scheme.dynamic for plan in chosen):
-        raise FewbitError(f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme")
+        raise FewbitError(
+            f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme"
+        )
 
     inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
     weights = _round_weights(work, chosen, rounding, recipe, progress)
@@ -92,7 +96,8 @@ def quantize_tensor(
     Args:
         x: Floating tensor of any shape.
         spec: Such as ``"int8/channel/sym"``.
-        calibrator: How ranges are chosen, a file of :mod:`fewbit.calibrate`; None: ``minmax`` from 8 bits on, ``mse`` below.
+        calibrator: How ranges are chosen, a file of :mod:`fewbit.calibrate`; None: ``minmax`` from 8 bits on, ``mse``
+            below.
         options: The calibrator's ``Options``.
         name: The tensor's name in errors.
 
@@ -107,7 +112,7 @@ def _with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
         calibrate.get(calibrator)
         scheme = recipe.default()
         static = scheme.activations is not None and not scheme.dynamic
-        recipe = replace(recipe, **{"calibrator" if static else "weight_calibrator": calibrator})
+        recipe = replace(recipe, calibrator=calibrator) if static else replace(recipe, weight_calibrator=calibrator)
     for name in (recipe.calibrator, recipe.weight_calibrator):
         if name is not None:
             calibrate.get(name)

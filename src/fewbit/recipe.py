@@ -1,4 +1,5 @@
-"""Recipe: which layer is quantized how. A named scheme, then ordered rules; the first rule that matches a layer decides.
+"""Recipe: which layer is quantized how. A named scheme, then ordered rules; the first rule that matches a layer
+decides.
 
 In TOML::
 
@@ -48,8 +49,8 @@ class Scheme:
     def parse(cls, name: str) -> Scheme:
         """Read ``W8A8``, ``W8A8-dynamic``, ``W8A16``, ``W4A16-g128``, ``W4A16-g128-asym``, …
 
-        Weights are ``intB/channel/sym`` (``-gN`` groups, ``-tensor`` one scale, ``-asym`` zero points); static activations
-        ``uintB/tensor/asym``, dynamic ones ``intB/token/sym``; A16 and A32 leave activations in float.
+        Weights are ``intB/channel/sym`` (``-gN`` groups, ``-tensor`` one scale, ``-asym`` zero points); static
+        activations ``uintB/tensor/asym``, dynamic ones ``intB/token/sym``; A16 and A32 leave activations in float.
 
         Raises:
             FewbitError: The name is no scheme.
@@ -249,7 +250,10 @@ class Recipe:
         if kind == "Embedding":
             scheme = Scheme(scheme.weights)  # an index has nothing to quantize
             if scheme.weights.bits < 8 and (rule is None or (rule.weights is None and rule.scheme is None)):
-                scheme, reason = Scheme(QSpec.parse("int8/channel/sym")), "embeddings keep 8 bits unless a rule says else"
+                scheme, reason = (
+                    Scheme(QSpec.parse("int8/channel/sym")),
+                    "embeddings keep 8 bits unless a rule says else",
+                )
         return LayerPlan(name, kind, scheme, reason)
 
 

@@ -102,6 +102,7 @@ def unpacked(data: Tensor, bits: int, signed: bool, count: int) -> Tensor:
 def results() -> Iterator[tuple[str, Tensor]]:
     """Something from every kernel over shapes on either side of every vector width."""
     candidates = torch.linspace(1.0, 0.2, 37)
+    neighbours = 0.9 + torch.arange(64) * 2.0**-24  # the last bit of every operation decides between these
     for rows, cols in SHAPES:
         x, wild = matrix(rows, cols), matrix(rows, cols, wild=True)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -119,8 +120,9 @@ def results() -> Iterator[tuple[str, Tensor]]:
         for bins in (7, 2048):
             yield f"histogram {bins}", histogram(wild, 1 / scales(rows), bins)
         for symmetric in (False, True):
-            for values in (x, wild):
-                yield f"mse {symmetric}", torch.stack(searched(values, candidates, symmetric, -8, 7))
+            for numbers in (x, wild):
+                yield f"mse {symmetric}", torch.stack(searched(numbers, candidates, symmetric, -8, 7))
+            yield f"mse near {symmetric}", torch.stack(searched(x, neighbours, symmetric, -8, 7))
     for bits, signed, count in itertools.product(range(1, 9), (False, True), (0, 7, 64, 1001)):
         yield f"unpack {bits}", unpacked(packed_bytes(bits, count), bits, signed, count)
 

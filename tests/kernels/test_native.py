@@ -109,9 +109,7 @@ def test_a_nan_quotient_gives_qmin() -> None:
     st.floats(2.0**-126, 2.0**100, width=32),
     st.integers(-(1 << 20), 1 << 20),
 )
-def test_quantize_equals_the_formula_for_any_numbers(
-    values: list[float], scale: float, zero_point: int
-) -> None:
+def test_quantize_equals_the_formula_for_any_numbers(values: list[float], scale: float, zero_point: int) -> None:
     x, s = torch.tensor([values]), torch.tensor([scale])
     z = torch.tensor([zero_point], dtype=torch.int32)
     codes = quantized(x, s, z, -128, 127, torch.int8)
@@ -165,9 +163,7 @@ def test_a_bin_holds_its_lower_edge() -> None:
 # --- mse search ---------------------------------------------------------------------------------
 
 
-def clip_errors(
-    x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int
-) -> tuple[Tensor, Tensor]:
+def clip_errors(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
     """Upper ends ``[T, R]`` of the clips and their squared errors in float64."""
     x = x.double()
     low, high = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
@@ -216,9 +212,7 @@ def test_the_choice_does_not_depend_on_the_unit_of_the_values() -> None:
     lo, hi = searched(x, candidates, False, 0, 7)
     for exponent in (-100, 100):
         unit = torch.tensor(2.0**exponent)
-        assert torch.equal(
-            torch.stack(searched(x * unit, candidates, False, 0, 7)), torch.stack([lo, hi]) * unit
-        )
+        assert torch.equal(torch.stack(searched(x * unit, candidates, False, 0, 7)), torch.stack([lo, hi]) * unit)
 
 
 def test_rows_without_a_usable_scale() -> None:
@@ -231,6 +225,14 @@ def test_rows_without_a_usable_scale() -> None:
     assert hi[2].isnan()
     assert hi[3] == 1.7e38
     assert searched(torch.zeros(2, 0), torch.ones(1), True, -8, 7)[1].tolist() == [0.0, 0.0]
+
+
+def test_a_clip_with_a_subnormal_scale_is_passed_over() -> None:
+    unit = 0.6e-38  # subnormal
+    x = torch.full((1, 400), unit)
+    x[0, 0] = 14 * unit  # p = 1 gives scale 2 units; p = 1/2 one unit, and a smaller error
+    assert searched(x * 2.0**20, torch.tensor([1.0, 0.5]), True, -8, 7)[1].item() == x.max() * 2.0**19
+    assert searched(x, torch.tensor([1.0, 0.5]), True, -8, 7)[1].item() == x.max()
 
 
 def test_one_bit_codes_take_their_scale_from_the_negative_side() -> None:

@@ -50,9 +50,7 @@ def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
 def test_an_instruction_set_that_cannot_run_is_refused_at_import() -> None:
     done = python("mmx", "-c", "import fewbit._native")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        "ImportError: FEWBIT_ISA is 'mmx', but this machine can run only"
-    )
+    assert done.stderr.splitlines()[-1].startswith("ImportError: FEWBIT_ISA is 'mmx', but this machine can run only")
 
 
 def test_reference_loads_the_portable_kernels() -> None:
@@ -147,9 +145,7 @@ REFUSED: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
 
 
 @pytest.mark.parametrize(("sentence", "kernel", "arguments"), REFUSED)
-def test_a_wrong_argument_is_named(
-    sentence: str, kernel: Callable[..., None], arguments: tuple[object, ...]
-) -> None:
+def test_a_wrong_argument_is_named(sentence: str, kernel: Callable[..., None], arguments: tuple[object, ...]) -> None:
     with pytest.raises(ValueError) as caught:
         kernel(*arguments)
     assert sentence in str(caught.value)

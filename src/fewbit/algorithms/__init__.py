@@ -1,6 +1,7 @@
 """Algorithms that choose codes for a weight. One a file; the file's name is the algorithm's name.
 
-Each module has ``Options`` (a frozen dataclass) and ``quantize_weight(weight, spec, options, name) -> QTensor`` on a matrix ``[out, K]``.
+Each module has ``Options`` (a frozen dataclass) and ``quantize_weight(weight, spec, options, name) -> QTensor`` on a
+matrix ``[out, K]``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Empirical bias correction (Nagel et al., arXiv 1906.04721, section 4.2 and appendix D).
 
-Rounding a weight changes the mean of the layer's output by ``E[Ŵx] − E[Wx] = (Ŵ − W) E[x]``. The bias takes that back, with the mean
-input measured on calibration data.
+Rounding a weight changes the mean of the layer's output by ``E[Ŵx] − E[Wx] = (Ŵ − W) E[x]``. The bias takes that back,
+with the mean input measured on calibration data.
 """
 
 from __future__ import annotations

@@ -40,17 +40,17 @@ class Options:
     """ACIQ has nothing to choose."""
 
 
-def statistic_key(options: Options) -> Hashable:  # noqa: ARG001
+def statistic_key(options: Options) -> Hashable:
     """Calibrators of the same key share one statistic."""
     return ("moments",)
 
 
-def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Moments:  # noqa: ARG001
+def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Moments:
     """An empty statistic."""
     return Moments(granularity, name)
 
 
-def solve(statistic: Moments, spec: QSpec, options: Options) -> Range:  # noqa: ARG001
+def solve(statistic: Moments, spec: QSpec, options: Options) -> Range:
     """The analytic range of each block.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all (0
 def call_model(model: nn.Module, batch: Any) -> Any:
     """Run a model on one batch, without gradients.
 
-    A tensor is the only argument; a mapping gives named arguments; a tuple or list gives positional ones, and what the model does not take
-    (the labels of a data loader) is left out.
+    A tensor is the only argument; a mapping gives named arguments; a tuple or list gives positional ones, and what the
+    model does not take (the labels of a data loader) is left out.
 
     Raises:
         FewbitError: The batch is none of these.
@@ -34,7 +34,8 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
 
 def _without_labels(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
-    """The leading values of the batch that the model takes; a trailing vector of integers beyond what it requires is a label."""
+    """The leading values of the batch that the model takes; a trailing vector of integers beyond what it requires is a
+    label."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(inspect.signature(model.forward).parameters.values())
     if any(p.kind == inspect.Parameter.VAR_POSITIONAL for p in parameters):
@@ -48,7 +49,24 @@ def _without_labels(model: nn.Module, batch: Sequence[Any]) -> Sequence[Any]:
     return values[: len(taken)]
 
 
-def run_batches(model: nn.Module, batches: Iterable[Any], progress: Progress | None = None, stage: str = "calibrate") -> int:
+def call_named(model: nn.Module, batch: Any, name: str) -> Any:
+    """:func:`call_model`, with the model's own errors told as one sentence.
+
+    Raises:
+        FewbitError: The model failed on the batch; the message names it.
+    """
+    try:
+        return call_model(model, batch)
+    except FewbitError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise FewbitError(f"the model failed on {name}: {lines[0]}") from error
+
+
+def run_batches(
+    model: nn.Module, batches: Iterable[Any], progress: Progress | None = None, stage: str = "calibrate"
+) -> int:
     """Run the model over all batches for what hooks see of it.
 
     Returns:
@@ -57,16 +75,10 @@ def run_batches(model: nn.Module, batches: Iterable[Any], progress: Progress | N
     Raises:
         FewbitError: There was no batch, or the model failed on one; the message says on which.
     """
-    total = len(batches) if hasattr(batches, "__len__") else 0
+    total = len(batches) if isinstance(batches, Sized) else 0
     count = 0
     for count, batch in enumerate(batches, 1):
-        try:
-            call_model(model, batch)
-        except FewbitError:
-            raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise FewbitError(f"the model failed on calibration batch {count}: {first_line}") from error
+        call_named(model, batch, f"calibration batch {count}")
         if progress is not None:
             progress(stage, count, total)
     if count == 0:

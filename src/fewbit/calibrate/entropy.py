@@ -76,7 +76,7 @@ def new_statistic(granularity: Granularity, options: Options, name: str = "tenso
     return Histogram(granularity, options.bins, name)
 
 
-def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:  # noqa: ARG001
+def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:
     """The range of least divergence of each block.
 
     Raises:

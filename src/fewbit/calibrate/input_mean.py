@@ -1,7 +1,8 @@
 """The mean input of a layer as its weight sees it: one value for each column of the weight matrix ``[out, K]``.
 
-For a linear layer that is the mean feature vector, for a convolution the mean patch. As both are linear, ``W · mean`` is the layer's mean
-output, and ``(W − Ŵ) · mean`` the shift that quantizing the weight causes, without running the layer again.
+For a linear layer that is the mean feature vector, for a convolution the mean patch. As both are linear, ``W · mean``
+is the layer's mean output, and ``(W − Ŵ) · mean`` the shift that quantizing the weight causes, without running the
+layer again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class InputMean:
         """Take in one input ``[..., K]``, or ``[N, C, *spatial]`` of a convolution."""
         if x.numel() == 0:
             raise FewbitError(f"{self.name} got an empty input (shape {tuple(x.shape)})")
-        sums, count = (_rows(x) if self.geometry is None else _patches(x, self.geometry))
+        sums, count = _rows(x) if self.geometry is None else _patches(x, self.geometry)
         self.sums = sums if self.count == 0 else self.sums + sums
         self.count += count
 

@@ -25,17 +25,17 @@ class Options:
     """Min-max has nothing to choose."""
 
 
-def statistic_key(options: Options) -> Hashable:  # noqa: ARG001
+def statistic_key(options: Options) -> Hashable:
     """Calibrators of the same key share one statistic."""
     return ("minmax",)
 
 
-def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> MinMax:  # noqa: ARG001
+def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> MinMax:
     """An empty statistic."""
     return MinMax(granularity, name)
 
 
-def solve(statistic: Statistic, spec: QSpec, options: Options) -> Range:  # noqa: ARG001
+def solve(statistic: Statistic, spec: QSpec, options: Options) -> Range:
     """The data's range; symmetric: ±max |x|; asymmetric: widened to hold 0.
 
     Args:

@@ -57,7 +57,7 @@ class Moments(Statistic):
         self.squares = torch.zeros(blocks, dtype=torch.float64)
         self.magnitude = torch.zeros(blocks, dtype=torch.float64)
 
-    def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:  # noqa: ARG002
+    def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
         for piece in torch.split(values, max(1, _CHUNK // len(values)), dim=1):
             wide = piece.double()
             mean = wide.mean(1)

@@ -61,7 +61,7 @@ class MovingAverage(Statistic):
         self.raw_low = torch.zeros(blocks, dtype=torch.float64)
         self.raw_high = torch.zeros(blocks, dtype=torch.float64)
 
-    def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:  # noqa: ARG002
+    def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
         share = 1 - self.momentum
         self.raw_low[rows] = self.momentum * self.raw_low[rows] + share * low.double()
         self.raw_high[rows] = self.momentum * self.raw_high[rows] + share * high.double()
@@ -94,7 +94,7 @@ def new_statistic(granularity: Granularity, options: Options, name: str = "tenso
     return MovingAverage(granularity, options.momentum, name)
 
 
-def solve(statistic: MovingAverage, spec: QSpec, options: Options) -> Range:  # noqa: ARG001
+def solve(statistic: MovingAverage, spec: QSpec, options: Options) -> Range:
     """The averaged range of each block.
 
     Raises:

@@ -64,7 +64,7 @@ def new_statistic(granularity: Granularity, options: Options, name: str = "tenso
     return Histogram(granularity, options.bins, name)
 
 
-def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:  # noqa: ARG001
+def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:
     """The range of least squared error of each block, under the model that values lie at their bin's centre.
 
     Raises:
@@ -79,7 +79,7 @@ def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:  # noqa
     return Range.of(lo, hi, spec, shape)
 
 
-def solve_tensor(x: Tensor, spec: QSpec, options: Options, name: str = "tensor") -> Range:  # noqa: ARG001
+def solve_tensor(x: Tensor, spec: QSpec, options: Options, name: str = "tensor") -> Range:
     """The range of least squared error of each block of a tensor at hand.
 
     Args:

@@ -35,7 +35,7 @@ def text_tables(result: TextResult) -> list[RenderableType]:
         )
     table.caption = (
         f"SQNR and cosine: embeddings of {result.texts} news texts against float. WordSim, SimLex: "
-        "Spearman's correlation with people's scores. Time: median of interleaved runs, batches of 16."
+        "Spearman's correlation with people's scores. Time: median of interleaved runs, batches of 8."
     )
     return [table]
 

@@ -19,7 +19,7 @@ from fewbit.calibrate.collect import Progress
 from fewbit.demo.minilm import Encoder, minilm, news_texts, rank_correlation, simlex999, wordsim353
 from fewbit.evaluate import cosine, interleaved_times, model_bytes, sqnr
 
-_TIMED = 16  # texts in the batch that is timed
+_TIMED = 8  # texts in the batch that is timed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TextRow:
         cosine: Mean cosine similarity of embeddings with float's.
         wordsim: Spearman correlation with WordSim-353.
         simlex: Spearman correlation with SimLex-999.
-        seconds: Median time of one text, in batches of 16.
+        seconds: Median time of one text, in batches of 8.
     """
 
     name: str

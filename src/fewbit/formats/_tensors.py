@@ -82,9 +82,7 @@ def _order(tensor: Tensor) -> list[int]:
     plain = list(range(tensor.dim()))
     strides = tensor.stride()
     order = sorted(plain, key=lambda d: (-strides[d], d))
-    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
-        return plain
-    return order
+    return order if tensor.permute(order).is_contiguous() else plain
 
 
 def _own_memory(tensor: Tensor, taken: set[int]) -> Tensor:

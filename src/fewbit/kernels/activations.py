@@ -13,7 +13,8 @@ _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
 def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QSpec) -> Tensor:
-    """Codes of ``x`` with one scale and zero point for the tensor; the memory order of ``x`` (channels-last) is kept."""
+    """Codes of ``x`` with one scale and zero point for the tensor; the memory order of ``x`` (channels-last) is
+    kept."""
     x = x.detach().to(torch.float32)
     order = _dense_order(x)
     flat = x.permute(order).contiguous()
@@ -26,8 +27,8 @@ def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: Q
 def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scale and zero point of ``x``, ranged by its own values at the spec's granularity.
 
-    Unlike calibration this never refuses small values: a block of zeros has scale 1, a smaller scale than the smallest normal number is
-    raised to it.
+    Unlike calibration this never refuses small values: a block of zeros has scale 1, a smaller scale than the smallest
+    normal number is raised to it.
     """
     x = x.detach().to(torch.float32)
     grain, shape = spec.granularity, tuple(x.shape)
@@ -48,10 +49,10 @@ def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | N
 
 
 def _range(blocks: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
-    low, high = dispatch.minmax_rows(blocks).unbind(1)
-    low, high = low.clamp(max=0), high.clamp(min=0)
+    ends: Tensor = dispatch.minmax_rows(blocks)
+    low, high = ends[:, 0].clamp(max=0), ends[:, 1].clamp(min=0)
     if spec.symmetric:
-        width = torch.maximum(-low, high) / spec.qmax
+        width = torch.maximum(low.neg(), high) / spec.qmax
     else:
         width = high / (spec.qmax - spec.qmin) - low / (spec.qmax - spec.qmin)
     scale = torch.where(width > 0, width.clamp(min=_SMALLEST_SCALE), 1.0)
@@ -66,7 +67,8 @@ def _dense_order(x: Tensor) -> list[int]:
     """The axes from slowest to fastest in memory, so that a dense tensor is walked without a copy."""
     if x.is_contiguous():
         return list(range(x.dim()))
-    return sorted(range(x.dim()), key=lambda axis: (-x.stride(axis), axis))
+    strides = tuple(x.stride())
+    return sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis))
 
 
 def integer_activations(spec: QSpec, dynamic: bool) -> str | None:

@@ -1,6 +1,7 @@
 """The passes over tensors that quantizing needs, on the compiled kernels where they fit and on the reference where not.
 
-``FEWBIT_ISA`` forces a backend: ``avx512``, ``avx2`` and ``portable`` choose the compiled instruction set, ``reference`` the Python twins.
+``FEWBIT_ISA`` forces a backend: ``avx512``, ``avx2`` and ``portable`` choose the compiled instruction set,
+``reference`` the Python twins.
 Both give the same bits.
 """
 

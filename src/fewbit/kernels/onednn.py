@@ -1,7 +1,8 @@
 """int8 products through oneDNN as torch ships it, weights prepacked once.
 
-Only where it is exact: without VNNI oneDNN multiplies through ``vpmaddubsw``, which saturates at int16. :func:`available` therefore runs
-one product of extreme codes and compares it with the right integer, instead of trusting a CPU flag.
+Only where it is exact: without VNNI oneDNN multiplies through ``vpmaddubsw``, which saturates at int16.
+:func:`available` therefore runs one product of extreme codes and compares it with the right integer, instead of
+trusting a CPU flag.
 oneDNN is fast for uint8 activations and int8 weights alone, so callers pass activations as uint8.
 """
 
@@ -25,7 +26,8 @@ def pack_linear(codes: Tensor) -> Tensor:
 def linear(
     x: Tensor, x_scale: float, x_zero_point: int, packed: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """``s_x s_w (X − z_x) Wᵀ + bias``: uint8 ``[M, K]`` by prepacked int8 ``[N, K]``, scales ``[N]``; float32 ``[M, N]``."""
+    """``s_x s_w (X − z_x) Wᵀ + bias``: uint8 ``[M, K]`` by prepacked int8 ``[N, K]``, scales ``[N]``; float32 ``[M,
+    N]``."""
     zeros = torch.zeros(scale.shape, dtype=torch.int32)
     result: Tensor = torch.ops.onednn.qlinear_pointwise(
         x, x_scale, x_zero_point, packed, scale, zeros, bias, 1.0, 0, torch.float32, "none", [], ""

@@ -1,4 +1,5 @@
-"""The operators of quantized layers, as ``torch.library`` custom ops, so that ``torch.compile`` and ``torch.export`` see one node each.
+"""The operators of quantized layers, as ``torch.library`` custom ops, so that ``torch.compile`` and ``torch.export``
+see one node each.
 
 Outside of tracing the functions are called directly, which saves the dispatcher's time.
 """
@@ -126,9 +127,7 @@ def _(
 
 
 @torch.library.custom_op("fewbit::dequantize", mutates_args=())
-def _dequantize(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int
-) -> Tensor:
+def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int) -> Tensor:
     return weights.dequantize(PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))).clone()
 
 
@@ -137,14 +136,14 @@ def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: 
     return torch.empty(rows, columns, dtype=torch.float32, device=codes.device)
 
 
-
 def linear(
     x: Tensor, x_scale: Tensor, x_zero_point: Tensor | None, matrix: PackedMatrix, bias: Tensor | None
 ) -> Tensor:
     """:func:`fewbit.kernels.products.linear`, traceable."""
     if not torch.compiler.is_compiling():
         return products.linear(x, x_scale, x_zero_point, matrix, bias)
-    return _linear(x, x_scale, x_zero_point, *_flat(matrix), bias)
+    result: Tensor = _linear(x, x_scale, x_zero_point, *_flat(matrix), bias)
+    return result
 
 
 def conv(
@@ -160,7 +159,8 @@ def conv(
         return products.conv(x, x_scale, x_zero_point, matrix, bias, geometry)
     before, after = [p[0] for p in geometry.padding], [p[1] for p in geometry.padding]
     walk = (list(geometry.kernel), list(geometry.stride), before, after, list(geometry.dilation), geometry.groups)
-    return _conv(x, x_scale, x_zero_point, *_flat(matrix), bias, *walk)
+    result: Tensor = _conv(x, x_scale, x_zero_point, *_flat(matrix), bias, *walk)
+    return result
 
 
 def dequantized(matrix: PackedMatrix) -> Tensor:
@@ -171,7 +171,8 @@ def dequantized(matrix: PackedMatrix) -> Tensor:
 def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QSpec) -> Tensor:
     """:func:`fewbit.kernels.activations.quantize_static`, traceable."""
     if torch.compiler.is_compiling():
-        return _quantize_static(x, scale, zero_point, spec.text)
+        codes: Tensor = _quantize_static(x, scale, zero_point, spec.text)
+        return codes
     return activations.quantize_static(x, scale, zero_point, spec)
 
 

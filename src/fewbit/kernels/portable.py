@@ -1,17 +1,19 @@
 """Exact integer products in float64 units: for machines and devices without a fast int8 product that does not saturate.
 
-Codes are integers of at most 16 bits, so every partial sum over K stays below 2^53 for K up to 2^21 and is held exactly; the result is
-the integer that an int64 accumulator would hold.
+Codes are integers of at most 16 bits, so every partial sum over K stays below 2^53 for K up to 2^21 and is held
+exactly; the result is the integer that an int64 accumulator would hold.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fewbit.kernels import reference
 
-_CONV = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
+_CONV: dict[int, Callable[..., Tensor]] = {1: torch.conv1d, 2: torch.conv2d, 3: torch.conv3d}
 
 
 def int_matmul(x: Tensor, weight: Tensor, x_zero_point: Tensor | int, weight_zero_point: Tensor | int) -> Tensor:
@@ -38,4 +40,4 @@ def int_conv(
     if isinstance(weight_zero_point, Tensor):
         weight_zero_point = weight_zero_point.reshape(-1, *[1] * (weight.dim() - 1))
     kernel = weight.to(torch.float64) - weight_zero_point
-    return _CONV[len(stride)](centred, kernel, None, stride, 0, dilation, groups)  # type: ignore[no-any-return, operator]
+    return _CONV[len(stride)](centred, kernel, None, stride, 0, dilation, groups)

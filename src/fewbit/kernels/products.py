@@ -1,13 +1,16 @@
 """Integer products with their scales: codes and scales in, float32 out, on the backend that is right for the machine.
 
-``Y = s_x s_w [X_q W_q − z_x Σ W_q − z_w Σ X_q + K z_x z_w]`` (arXiv 1712.05877, section 2.3). The sums over weights are made once. Backends give the
-same integers; they differ in the last bits of the float scaling: each is within ``2^-22 · Σ |X_q W_q| s_x s_w`` of the exact value.
+``Y = s_x s_w [X_q W_q − z_x Σ W_q − z_w Σ X_q + K z_x z_w]`` (arXiv 1712.05877, section 2.3). The sums over weights are
+made once. Backends give the same integers; they differ in the last bits of the float scaling: each is within ``2^-22 ·
+Σ |X_q W_q| s_x s_w`` of the exact value.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,8 @@ from fewbit.kernels import onednn, portable, reference
 from fewbit.kernels.dispatch import forced_isa
 from fewbit.kernels.prepared import prepared
 from fewbit.kernels.weights import IntegerMatrix, PackedMatrix, integer_matrix
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,12 @@ def _fast(x: Tensor, matrix: PackedMatrix) -> bool:
     return narrow and x.device.type == "cpu" and forced_isa() not in ("reference", "portable") and onednn.available()
 
 
+def _prepared(matrix: PackedMatrix, key: Hashable, build: Callable[[], T]) -> T:
+    return prepared(matrix.codes, (matrix.scale, matrix.zero_point), (matrix.spec.text, key), build)
+
+
 def _integers(matrix: PackedMatrix) -> IntegerMatrix:
-    return prepared(matrix.codes, ("integers", str(matrix.spec)), lambda: integer_matrix(matrix))
+    return _prepared(matrix, "integers", lambda: integer_matrix(matrix))
 
 
 def _slices(columns: int, group: int, most: int = onednn.MAX_DEPTH) -> list[tuple[int, int, int]]:
@@ -166,7 +175,7 @@ def _prepare_linear(matrix: PackedMatrix) -> list[_Slice]:
 def _onednn_linear(
     x: Tensor, x_scale: Tensor, x_zero_point: Tensor | None, matrix: PackedMatrix, bias: Tensor | None
 ) -> Tensor:
-    slices = prepared(matrix.codes, ("onednn", str(matrix.spec)), lambda: _prepare_linear(matrix))
+    slices = _prepared(matrix, "linear", lambda: _prepare_linear(matrix))
     x, shift = _as_uint8(x)
     row_zero = x_zero_point if x_zero_point is not None and x_zero_point.dim() else None
     zero = shift + (0 if x_zero_point is None or row_zero is not None else int(x_zero_point))
@@ -229,9 +238,9 @@ def _conv_call(
 ) -> Tensor:
     padding = tuple(before for before, _ in geometry.padding)
     walk = (geometry.stride, padding, geometry.dilation, geometry.groups)
-    packed = prepared(
-        matrix.codes,
-        ("onednn", str(matrix.spec), zero, geometry),
+    packed = _prepared(
+        matrix,
+        ("conv", zero, geometry),
         lambda: onednn.pack_conv(codes.reshape(matrix.shape[0], -1, *geometry.kernel), scale, zero, *walk),
     )
     return onednn.conv(x, float(x_scale) if scalar else 1.0, zero, packed, scale, bias, *walk)
@@ -240,7 +249,7 @@ def _conv_call(
 def _patch_sums(x: Tensor, zero: int, geometry: Geometry, out_channels: int) -> Tensor:
     """``Σ (X − z_x)`` under each kernel position and channel group, ``[N, out_channels, *out]``: exact in float64."""
     groups = geometry.groups
-    by_group = (x.to(torch.float64) - zero).unflatten(1, (groups, -1)).sum(dim=2)
+    by_group = (x.to(torch.float64) - zero).reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(dim=2)
     ones = torch.ones(groups, 1, *geometry.kernel, dtype=torch.float64)
     sums = portable.int_conv(
         by_group,
@@ -275,8 +284,14 @@ def _conv_by_patches(
         part = slice(g * each, (g + 1) * each)
         zero = None if weights.zero_point is None else weights.zero_point[part]
         one = type(weights)(weights.codes[part], weights.scale[part], zero, weights.spec, (each, matrix.shape[1]))
-        packed = matrix if groups == 1 else prepared(
-            matrix.codes, ("patches", str(matrix.spec), g), lambda one=one: PackedMatrix.pack(one)  # type: ignore[misc]
+        packed = (
+            matrix
+            if groups == 1
+            else _prepared(
+                matrix,
+                ("patches", g),
+                lambda one=one: PackedMatrix.pack(one),  # type: ignore[misc]
+            )
         )
         results.append(linear(rows[:, g], torch.ones(()), x_zero_point, packed, None))
     result = torch.cat(results, dim=-1).transpose(1, 2).reshape(batch, matrix.shape[0], *out) * x_scale

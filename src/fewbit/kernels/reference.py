@@ -1,4 +1,5 @@
-"""The slow, obviously right twin of every kernel: the oracle of the tests, and what runs under ``FEWBIT_ISA=reference``.
+"""The slow, obviously right twin of every kernel: the oracle of the tests, and what runs under
+``FEWBIT_ISA=reference``.
 
 Integers are computed in int64, so that nothing can overflow or saturate before it is looked at.
 """
@@ -16,9 +17,7 @@ from fewbit.numbers import packing
 _INT32 = torch.iinfo(torch.int32)
 
 
-def int_matmul(
-    a: Tensor, b: Tensor, a_zero_point: Tensor | int = 0, b_zero_point: Tensor | int = 0
-) -> Tensor:
+def int_matmul(a: Tensor, b: Tensor, a_zero_point: Tensor | int = 0, b_zero_point: Tensor | int = 0) -> Tensor:
     """``(A − z_a)(B − z_b)`` by the expanded form, every zero-point term apart.
 
     ``A_q B_q − z_a Σ_K B_q − z_b Σ_K A_q + K z_a z_b`` (arXiv 1712.05877, equation 7).
@@ -83,9 +82,7 @@ def _pad(x: Tensor, padding: tuple[tuple[int, int], ...], value: int) -> Tensor:
     return torch.nn.functional.pad(x, flat, value=value)
 
 
-def _patches(
-    x: Tensor, kernel: torch.Size, stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> Tensor:
+def _patches(x: Tensor, kernel: torch.Size, stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """``[N, C, *out, *kernel]``."""
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation)):
         x = x.unfold(2 + axis, (k - 1) * d + 1, s)[..., ::d]
@@ -107,9 +104,12 @@ def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax:
 
 
 def quantize_rows_dynamic(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
-    """Symmetric codes within ±qmax and scales of the rows of ``[R, C]``; the scale is amax/qmax, 1 where that is 0."""
-    scale = x.to(torch.float32).abs().amax(dim=1) / qmax
-    scale = torch.where(scale == 0, 1.0, scale)
+    """Symmetric codes within ±qmax and scales of the rows of ``[R, C]``: amax/qmax, at least the smallest normal float32.
+
+    A row of zeros has scale 1.
+    """
+    amax = x.to(torch.float32).abs().amax(dim=1)
+    scale = torch.where(amax == 0, 1.0, (amax / qmax).clamp(min=torch.finfo(torch.float32).tiny))
     return quantize_rows(x, scale, torch.zeros_like(scale, dtype=torch.int32), -qmax, qmax), scale
 
 

@@ -113,7 +113,9 @@ def _by_row(value: Tensor, spec: QSpec, rows: int) -> Tensor:
     if isinstance(grain, PerGroup):
         return value
     if isinstance(grain, PerChannel) and grain.axis != 0:
-        raise FewbitError(f"{spec}: integer products need weight scales per tensor, per channel on axis 0, or per group")
+        raise FewbitError(
+            f"{spec}: integer products need weight scales per tensor, per channel on axis 0, or per group"
+        )
     return value.reshape(rows, 1)
 
 

@@ -22,7 +22,8 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
     """Run the quantized model once.
 
     Raises:
-        FewbitError: An output is NaN or infinite although the float model's is not; the first layer that made it is named.
+        FewbitError: An output is NaN or infinite although the float model's is not; the first layer that made it is
+            named.
     """
     blame: list[str] = []
     hooks = [
@@ -42,7 +43,9 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
     float_output = call_model(model.eval(), batch)
     model.train(training)
     if not _finite(first_tensor(float_output)):
-        raise FewbitError("the float model's own outputs are not finite on the calibration data; mend the model or the data")
+        raise FewbitError(
+            "the float model's own outputs are not finite on the calibration data; mend the model or the data"
+        )
     where = f"layer {blame[0]} is the first whose output is not finite" if blame else "no quantized layer is to blame"
     raise FewbitError(f"the quantized model's outputs are not finite: {where}; skip that layer with a rule")
 

@@ -1,7 +1,8 @@
-"""Folding batch norm into the layer before it: ``W' = W·γ/σ``, ``b' = (b − μ)·γ/σ + β`` (arXiv 1712.05877, section 3.2).
+"""Folding batch norm into the layer before it: ``W' = W·γ/σ``, ``b' = (b − μ)·γ/σ + β`` (arXiv 1712.05877, section
+3.2).
 
-A batch norm is folded when it alone consumes the layer's output. That is read from a symbolic trace; where the model cannot be traced
-symbolically, from one run on an example.
+A batch norm is folded when it alone consumes the layer's output. That is read from a symbolic trace; where the model
+cannot be traced symbolically, from one run on an example.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = N
 
     Args:
         model: Changed in place; must be in evaluation mode.
-        run: Runs a model on an example and gives its first output tensor; used to find pairs where symbolic tracing fails, and to check the
+        run: Runs a model on an example and gives its first output tensor; used to find pairs where symbolic tracing
+            fails, and to check the
             whole model.
 
     Raises:
@@ -104,11 +106,11 @@ def _traced_pairs(model: nn.Module) -> list[tuple[str, str]] | None:
     return pairs
 
 
-class _Consumers(TorchDispatchMode):
+class _Consumers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Which norm (or None) every operator that reads a layer's output belongs to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.producer: dict[int, str] = {}
         self.readers: dict[str, set[str | None]] = defaultdict(set)
         self.active: str | None = None

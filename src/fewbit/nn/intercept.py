@@ -1,7 +1,7 @@
 """Reading a call of ``F.linear``, ``F.conv*`` or ``F.embedding``: which input met the weight, and how.
 
-Some layers have a forward of their own (TensorFlow-like padding, scaled embeddings) that hands ``self.weight`` to one of these functions. An
-object with ``__torch_function__`` in the weight's place receives that call.
+Some layers have a forward of their own (TensorFlow-like padding, scaled embeddings) that hands ``self.weight`` to one
+of these functions. An object with ``__torch_function__`` in the weight's place receives that call.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ _CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def kind(module: nn.Module) -> str | None:
-    """``Linear``, ``Conv1d``, ``Conv2d``, ``Conv3d``, ``ConvTranspose2d``, ``Embedding``, ``Conv1D`` (Hugging Face), or None.
+    """``Linear``, ``Conv1d``, ``Conv2d``, ``Conv3d``, ``ConvTranspose2d``, ``Embedding``, ``Conv1D`` (Hugging Face), or
+    None.
 
-    Subclasses count as their base. The output projection of ``nn.MultiheadAttention`` is none: that module uses its weight without
-    calling it.
+    Subclasses count as their base. The output projection of ``nn.MultiheadAttention`` is none: that module uses its
+    weight without calling it.
     """
     # The parameter itself, not the attribute: symbolic tracing puts a proxy behind the attribute.
     if module._parameters.get("weight") is not None:
@@ -37,13 +39,14 @@ def kind(module: nn.Module) -> str | None:
 
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a subclass computes something else than its torch base class."""
-    bases = (nn.Linear, nn.Embedding, *_CONVS, nn.ConvTranspose2d)
+    bases: tuple[type[Any], ...] = (nn.Linear, nn.Embedding, *_CONVS, nn.ConvTranspose2d)
     base = next((base for base in bases if isinstance(module, base)), None)
     return base is not None and type(module).forward is not base.forward
 
 
 def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(name, module, kind) of every layer that can be quantized, in the model's order; a module used twice comes once."""
+    """(name, module, kind) of every layer that can be quantized, in the model's order; a module used twice comes
+    once."""
     for name, module in model.named_modules():
         found = kind(module)
         if found is not None:
@@ -53,7 +56,8 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 def weight_matrix(module: nn.Module) -> Tensor:
     """The float weight as float32 ``[out, K]``: one row an output channel, the input channels and kernel behind.
 
-    A transposed convolution becomes the equivalent convolution of the input with zeros between its values: channels swapped, kernel flipped.
+    A transposed convolution becomes the equivalent convolution of the input with zeros between its values: channels
+    swapped, kernel flipped.
     """
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -61,7 +65,8 @@ def weight_matrix(module: nn.Module) -> Tensor:
     if kind(module) == "Conv1D":
         return weight.t().contiguous()
     if isinstance(module, nn.ConvTranspose2d):
-        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1).flip(-1, -2)
+        by_group = weight.reshape(module.groups, -1, *weight.shape[1:])
+        weight = by_group.transpose(1, 2).flatten(0, 1).flip(-1, -2)
     return weight.reshape(weight.shape[0], -1).contiguous()
 
 
@@ -77,19 +82,18 @@ def kernel_shape(module: nn.Module) -> tuple[int, ...]:
 
 def conv_geometry(module: nn.Module) -> Geometry:
     """How a ``Conv1d``, ``Conv2d`` or ``Conv3d`` walks. Borders that are not zeros are padded by the layer itself."""
-    assert isinstance(module, _CONVS)
-    kernel: Sequence[int] = module.kernel_size  # type: ignore[attr-defined]
-    dilation: Sequence[int] = module.dilation  # type: ignore[attr-defined]
-    padding = pad_pairs(module.padding, kernel, dilation)  # type: ignore[attr-defined]
-    if module.padding_mode != "zeros":  # type: ignore[attr-defined]
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)
+    padding = pad_pairs(module.padding, kernel, dilation)
+    if module.padding_mode != "zeros":
         padding = ((0, 0),) * len(kernel)
-    return Geometry(tuple(kernel), tuple(module.stride), padding, tuple(dilation), module.groups)  # type: ignore[attr-defined]
+    return Geometry(kernel, stride, padding, dilation, module.groups)
 
 
 def transposed_geometry(module: nn.ConvTranspose2d) -> Geometry:
     """The equivalent convolution of the input after ``stride − 1`` zeros were put between its values."""
     kernel, dilation = tuple(module.kernel_size), tuple(module.dilation)
-    pads, extra = tuple(module.padding), tuple(module.output_padding)
     full = [d * (k - 1) for k, d in zip(kernel, dilation)]
-    padding = tuple((f - int(p), f - int(p) + o) for f, p, o in zip(full, pads, extra))
+    before = [f - p for f, p in zip(full, cast("tuple[int, ...]", module.padding))]  # negative: the result is cropped
+    padding = tuple((b, b + int(extra)) for b, extra in zip(before, module.output_padding))
     return Geometry(kernel, (1, 1), padding, dilation, module.groups)

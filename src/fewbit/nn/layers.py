@@ -1,4 +1,5 @@
-"""Quantized layers. Each holds a :class:`~fewbit.nn.weight.QuantizedWeight` and a float bias, and knows its own shape."""
+"""Quantized layers. Each holds a :class:`~fewbit.nn.weight.QuantizedWeight` and a float bias, and knows its own
+shape."""
 
 from __future__ import annotations
 
@@ -70,7 +71,11 @@ class QuantConv(QuantLayer):
     """A convolution over 1, 2 or 3 axes, grouped and depthwise ones included."""
 
     def __init__(
-        self, weight: QuantizedWeight, bias: Tensor | None, geometry: Geometry, border: tuple[str, list[int]] | None = None
+        self,
+        weight: QuantizedWeight,
+        bias: Tensor | None,
+        geometry: Geometry,
+        border: tuple[str, list[int]] | None = None,
     ) -> None:
         super().__init__(weight, bias)
         self.geometry, self.border = geometry, border
@@ -83,7 +88,8 @@ class QuantConv(QuantLayer):
 
     @classmethod
     def from_float(cls, module: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> Self:
-        """From ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``; reflected, replicated and circular borders are padded in float."""
+        """From ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``; reflected, replicated and circular borders are padded in
+        float."""
         border = None
         mode: Any = module.padding_mode
         if mode != "zeros":
@@ -92,7 +98,10 @@ class QuantConv(QuantLayer):
         return cls(weight, bias, kinds.conv_geometry(module), border)
 
     def _own_config(self) -> dict[str, Any]:
-        return {"geometry": _geometry_config(self.geometry), "border": None if self.border is None else list(self.border)}
+        return {
+            "geometry": _geometry_config(self.geometry),
+            "border": None if self.border is None else list(self.border),
+        }
 
     @classmethod
     def _own_arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +170,12 @@ class QuantEmbedding(QuantLayer):
 
     @classmethod
     def _own_arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
-        dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+        dtypes = {
+            "float32": torch.float32,
+            "float16": torch.float16,
+            "bfloat16": torch.bfloat16,
+            "float64": torch.float64,
+        }
         return {"dtype": dtypes[config["dtype"]]}
 
 

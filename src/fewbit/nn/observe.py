@@ -20,7 +20,8 @@ Receiver = Callable[[str, Call], None]
 def observed(model: nn.Module, names: Sequence[str], receive: Receiver) -> Iterator[None]:
     """While the context lasts, ``receive(name, call)`` is told each input that meets the weight of a named float layer.
 
-    A convolution's call carries its geometry; a transposed one is told as the equivalent convolution of the spread input.
+    A convolution's call carries its geometry; a transposed one is told as the equivalent convolution of the spread
+    input.
     """
     undo: list[Callable[[], None]] = []
     try:

@@ -56,12 +56,12 @@ def check_plans(plans: list[LayerPlan]) -> None:
         raise FewbitError("the recipe leaves every layer in float; there is nothing to quantize")
     for plan in plans:
         if plan.scheme is not None:
-            problem = _problem(plan, plan.scheme)
+            problem = _problem(plan.scheme)
             if problem is not None:
                 raise FewbitError(f"layer {plan.name} ({plan.kind}): {problem}")
 
 
-def _problem(plan: LayerPlan, scheme: Scheme) -> str | None:
+def _problem(scheme: Scheme) -> str | None:
     weights, grain = scheme.weights, scheme.weights.granularity
     if str(grain) == "token" or (isinstance(grain, PerChannel) and grain.axis != 0):
         return f"weights are quantized per tensor, per channel (axis 0, the output) or per group, not {grain}"

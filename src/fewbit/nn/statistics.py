@@ -52,9 +52,7 @@ class LayerStatistics:
             self.mean.update(call.x)
 
 
-def new_statistics(
-    model: nn.Module, plans: list[LayerPlan], recipe: Recipe, bias_correction: bool
-) -> dict[str, LayerStatistics]:
+def new_statistics(plans: list[LayerPlan], recipe: Recipe, bias_correction: bool) -> dict[str, LayerStatistics]:
     """Empty statistics for each planned layer."""
     module = calibrate.get(recipe.calibrator)
     options = _options(module, recipe)
@@ -97,7 +95,9 @@ def solve_input(plan: LayerPlan, statistics: LayerStatistics, recipe: Recipe) ->
         )
     module = calibrate.get(recipe.calibrator)
     bounds = module.solve(statistic, scheme.activations, _options(module, recipe))
-    scale, zero_point = affine.scale_and_zero_point(bounds.lo, bounds.hi, scheme.activations, f"the input of {plan.name}")
+    scale, zero_point = affine.scale_and_zero_point(
+        bounds.lo, bounds.hi, scheme.activations, f"the input of {plan.name}"
+    )
     return StaticQuantizer(scheme.activations, scale, zero_point)
 
 

@@ -43,9 +43,10 @@ class PackedWeight(nn.Module):
 class QuantizedWeight(nn.Module):
     """What stands in a quantized layer's ``weight``: packed codes in matrix form ``[out, K]``, and the input quantizer.
 
-    With an input quantizer products are computed on integers; without one the weight is dequantized and the product is in float.
-    Functions that are called with it in a weight's place (``F.linear``, ``F.conv2d``, ``F.embedding``) compute the quantized result, so a
-    layer class with a forward of its own keeps working.
+    With an input quantizer products are computed on integers; without one the weight is dequantized and the product is
+    in float.
+    Functions that are called with it in a weight's place (``F.linear``, ``F.conv2d``, ``F.embedding``) compute the
+    quantized result, so a layer class with a forward of its own keeps working.
 
     Attributes:
         packed: The codes, scales and zero points.
@@ -87,7 +88,8 @@ class QuantizedWeight(nn.Module):
         return ops.conv(codes, scale, zero_point, matrix, bias, geometry).to(x.dtype)
 
     def embedding(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Dequantized rows ``[*index.shape, columns]``; only the rows in use are unpacked where rows are whole bytes."""
+        """Dequantized rows ``[*index.shape, columns]``; only the rows in use are unpacked where rows are whole
+        bytes."""
         matrix = self.packed.matrix()
         row_bytes, rest = divmod(matrix.spec.granularity.padded_shape(matrix.shape)[1] * matrix.spec.bits, 8)
         by_row = matrix.scale.dim() > 0 and matrix.scale.shape[0] == matrix.shape[0]

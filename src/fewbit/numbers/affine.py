@@ -1,7 +1,7 @@
 """The affine map ``q = clamp(round(x/s) + z, qmin, qmax)``, ``x̂ = s·(q − z)``: the only quantize and dequantize.
 
-The same map serves every format: ``round`` goes to the nearest value of the format's grid, ties to even, and z is a value
-of that grid. Sources: arXiv 1712.05877, equation 1; ONNX QuantizeLinear.
+The same map serves every format: ``round`` goes to the nearest value of the format's grid, ties to even, and z is a
+value of that grid. Sources: arXiv 1712.05877, equation 1; ONNX QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def scale_and_zero_point(
     """Scale and zero point that map the range ``[lo, hi]`` of each block onto the codes.
 
     Symmetric: ``s = max(|lo|, |hi|) / qmax`` and no zero point. Asymmetric: the range is widened to hold 0,
-    ``s = (hi − lo) / (qmax − qmin)``, ``z = clamp(round(qmin − lo/s))``, so that 0 is exact (arXiv 1712.05877, section 2.1).
+    ``s = (hi − lo) / (qmax − qmin)``, ``z = clamp(round(qmin − lo/s))``, so that 0 is exact (arXiv 1712.05877, section
+    2.1).
     A block of zeros has scale 1 and zero point 0.
 
     Args:
@@ -50,7 +51,8 @@ def scale_and_zero_point(
         name: Named in errors.
 
     Returns:
-        float32 scale of the shape of ``lo``, and the zero point (int32, or float32 for formats that are not integers) or None.
+        float32 scale of the shape of ``lo``, and the zero point (int32, or float32 for formats that are not integers)
+        or None.
 
     Raises:
         FewbitError: A bound is NaN or infinite, or lo > hi, or a scale would be subnormal or overflow float32.
@@ -116,8 +118,8 @@ def dequantize(t: QTensor) -> Tensor:
 def fake_quantize(x: Tensor, spec: QSpec | str, *, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
     """Quantize and dequantize, with the straight-through gradient.
 
-    The gradient passes unchanged where the code was not clipped and is 0 where it was (arXiv 1308.3432; arXiv 1712.05877,
-    section 3). Scale and zero point get no gradient.
+    The gradient passes unchanged where the code was not clipped and is 0 where it was (arXiv 1308.3432; arXiv
+    1712.05877, section 3). Scale and zero point get no gradient.
 
     Args:
         x: Floating tensor of any shape; the result has its dtype.
@@ -133,7 +135,7 @@ def fake_quantize(x: Tensor, spec: QSpec | str, *, scale: Tensor, zero_point: Te
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         shape, grain = tuple(x.shape), spec.granularity
         unclipped = _scaled(x, spec, scale, zero_point)
         inside = (unclipped >= spec.qmin) & (unclipped <= spec.qmax)
@@ -143,7 +145,7 @@ class _StraightThrough(torch.autograd.Function):
         return dequantize(QTensor(codes, scale, zero_point, spec, shape)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         (inside,) = ctx.saved_tensors
         return gradient * inside, None, None, None
 

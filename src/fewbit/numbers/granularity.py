@@ -136,7 +136,7 @@ class PerGroup:
         missing = -_last(tuple(x.shape), self) % self.size
         if missing:
             x = torch.nn.functional.pad(x, (0, missing))
-        return x.unflatten(-1, (-1, self.size))
+        return x.reshape(*x.shape[:-1], -1, self.size)
 
     def unblocked(self, view: Tensor, shape: Shape) -> Tensor:
         """``[*lead, padded last axis]``."""

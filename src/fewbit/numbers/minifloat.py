@@ -72,7 +72,8 @@ class MinifloatFormat:
         unit = torch.ldexp(torch.ones_like(magnitude), field.clamp(min=1) - self.bias - self.mantissa_bits)
         mantissa = (magnitude / unit).to(torch.int32) & (2**self.mantissa_bits - 1)
         sign = torch.signbit(values).to(torch.int32) << (self.bits - 1)
-        return (sign | (field.to(torch.int32) << self.mantissa_bits) | mantissa).to(torch.uint8)
+        codes: Tensor = sign | (field.to(torch.int32) << self.mantissa_bits) | mantissa
+        return codes.to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Values of bit patterns; the patterns of NaN and infinity give them."""

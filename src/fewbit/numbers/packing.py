@@ -1,7 +1,8 @@
 """Codes of any width in a dense bit stream.
 
-Layout: value i occupies bits ``i·b … i·b + b − 1`` of the stream, least significant bit first; bit k of the stream is bit
-``k mod 8`` of byte ``k div 8``. Signed codes are stored in two's complement of b bits. The last byte is filled with zeros.
+Layout: value i occupies bits ``i·b … i·b + b − 1`` of the stream, least significant bit first; bit k of the stream is
+bit ``k mod 8`` of byte ``k div 8``. Signed codes are stored in two's complement of b bits. The last byte is filled with
+zeros.
 Eight values of b bits make exactly b bytes, which is how both directions work.
 """
 

@@ -43,9 +43,7 @@ class QSpec:
         """
         parts = text.strip().split("/")
         if len(parts) not in (3, 4) or parts[2] not in _SYMMETRY or parts[3:] not in ([], ["narrow"]):
-            raise FewbitError(
-                f"{text!r} is no spec; write FORMAT/GRANULARITY/sym or asym, for example int4/g128/asym"
-            )
+            raise FewbitError(f"{text!r} is no spec; write FORMAT/GRANULARITY/sym or asym, for example int4/g128/asym")
         return cls(get_format(parts[0]), grain.parse(parts[1]), _SYMMETRY[parts[2]], narrow=len(parts) == 4)
 
     def __str__(self) -> str:

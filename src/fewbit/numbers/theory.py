@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 def rounding_mse(step: float) -> float:
-    """Mean squared error of rounding to a grid of width ``step``: the variance of a uniform error, step²/12 (Bennett 1948)."""
+    """Mean squared error of rounding to a grid of width ``step``: the variance of a uniform error, step²/12 (Bennett
+    1948)."""
     return step * step / 12
 
 
@@ -100,5 +101,6 @@ def _phi(x: float) -> float:
 
 
 def packed_bytes(count: int, bits: int, blocks: int, zero_points: bool) -> int:
-    """Bytes of ``count`` values at ``bits`` bits with a float32 scale (and a zero point of ``bits`` bits) for each block."""
+    """Bytes of ``count`` values at ``bits`` bits with a float32 scale (and a zero point of ``bits`` bits) for each
+    block."""
     return math.ceil(count * bits / 8) + 4 * blocks + (math.ceil(blocks * bits / 8) if zero_points else 0)

@@ -20,7 +20,8 @@ def fill(model: nn.Module, description: Description) -> nn.Module:
         ValueError: The float model lacks a place for one of them.
     """
     for path, described in description.modules.items():
-        model = _replace(model, path, described)
+        if isinstance(described, dict) and "container" not in described:
+            model = _replace(model, *_in_place(path, described, description))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for path, slot in description.tensors.items():
         owner, _, name = path.rpartition(".")
@@ -33,6 +34,16 @@ def fill(model: nn.Module, description: Description) -> nn.Module:
             place._buffers.pop(name, None)
             tree.add_own_tensor(place, name, slot)
     return model.eval()
+
+
+def _in_place(path: str, described: dict[str, Json], description: Description) -> tuple[str, Json]:
+    """A quantized weight alone, as a tree has it, as the layer in place that holds it; all else as it is."""
+    if "weight" not in described:
+        return path, described
+    layer, _, _ = path.rpartition(".")
+    bias = description.tensors.get(f"{layer}.bias" if layer else "bias")
+    size: Json = bias.shape[0] if bias is not None and len(bias.shape) == 1 else None
+    return layer, {"in-place": {"class": IN_PLACE, "weight": described["weight"], "bias": size}}
 
 
 def _replace(root: nn.Module, path: str, described: Json) -> nn.Module:

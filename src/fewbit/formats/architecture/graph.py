@@ -36,7 +36,7 @@ class _Tracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.made: dict[str, Tensor] = {}
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return layers.is_layer(m)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -52,8 +52,8 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self,
         root_fn: Callable[..., Any],
-        is_module: bool,  # noqa: ARG002
-        concrete_args: Any = None,  # noqa: ARG002
+        is_module: bool,
+        concrete_args: Any = None,
     ) -> tuple[Callable[..., Any], list[Any]]:
         args: list[Any] = [self.root]
         for name, parameter in list(inspect.signature(root_fn).parameters.items())[1:]:

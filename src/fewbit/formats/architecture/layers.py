@@ -25,7 +25,6 @@ from fewbit.formats.architecture.allowed import LAYERS
 from fewbit.formats.architecture.description import members_of
 from fewbit.formats.architecture.values import Json, Undescribable, decode, encode
 
-_PLAIN = (type(None), bool, int, float, str, tuple, list)
 _SKIPPED = {"self", "device", "dtype", "args", "kwargs", "_weight", "_freeze"}
 
 
@@ -105,6 +104,8 @@ def _parameters(layer: type[nn.Module]) -> dict[str, inspect.Parameter]:
         mode = parameters.pop("mode")
         if layer is nn.RNN:
             parameters["nonlinearity"] = mode
+        if layer is not nn.LSTM:
+            del parameters["proj_size"]
     return {name: each for name, each in parameters.items() if name not in _SKIPPED}
 
 
@@ -137,16 +138,18 @@ def _differs(module: nn.Module, twin: nn.Module) -> bool:
     if [name for name, _ in module.named_modules()] != [name for name, _ in twin.named_modules()]:
         return True
     for ours, theirs in zip(module.modules(), twin.modules()):
-        plain = {
-            key: value for key, value in vars(theirs).items() if type(value) in _PLAIN and key != "training"
-        }
-        missing = object()
+        plain = {key: value for key, value in vars(theirs).items() if _is_plain(value) and key != "training"}
         if type(ours) is not type(theirs) or any(
-            type(vars(ours).get(key, missing)) is not type(value) or vars(ours)[key] != value
-            for key, value in plain.items()
+            not _is_plain(vars(ours).get(key, theirs)) or vars(ours)[key] != value for key, value in plain.items()
         ):
             return True
     return _shapes(module) != _shapes(twin)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
