@@ -51,9 +51,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 class Contender(Protocol):
     """Something that watches batches and then gives a range."""
 
-    def update(self, x: Tensor) -> None: ...
+    def update(self, x: Tensor) -> None:
+        """See one batch."""
 
-    def solve(self) -> object: ...
+    def solve(self) -> object:
+        """The range, after all batches."""
 
 
 class Calibrators:
@@ -68,10 +70,12 @@ class Calibrators:
             self.statistics.setdefault(module.statistic_key(options), statistic)
 
     def update(self, x: Tensor) -> None:
+        """Each statistic sees the batch once."""
         for statistic in self.statistics.values():
             statistic.update(x)
 
     def solve(self) -> object:
+        """Each calibrator solves its statistic."""
         options = [module.Options() for module in self.modules]
         keys = [module.statistic_key(o) for module, o in zip(self.modules, options)]
         return [m.solve(self.statistics[k], SPEC, o) for m, k, o in zip(self.modules, keys, options)]
@@ -84,9 +88,11 @@ class Observer:
         self.observer = HistogramObserver()
 
     def update(self, x: Tensor) -> None:
+        """An observer is a module that is called."""
         self.observer(x)
 
     def solve(self) -> object:
+        """Scale and zero point."""
         return self.observer.calculate_qparams()
 
 
@@ -94,9 +100,10 @@ class Nothing:
     """Only makes the batches: the base of the memory."""
 
     def update(self, x: Tensor) -> None:
-        pass
+        """Look away."""
 
     def solve(self) -> object:
+        """There is nothing to tell."""
         return None
 
 
@@ -172,7 +179,7 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -221,15 +228,10 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]], rounds: int) -> 
             f"| {r['data']} | {r['calibrator']} | {r['ms']:.0f} | {spread} | {r['ratio']:.2f} | {r['mib']:.1f} |"
         )
     held = "held" if all(within_bar(r) for r in rows) else "**missed**"
-    lines += [
-        "",
-        f"The bar for {' and '.join(BAR_NAMES)}: at most {BAR_MIB:.0f} MiB above the base and at most {BAR_RATIO} "
-        f"of HistogramObserver's time. It is {held}.",
-        "",
-        *(f"- {key}: {value}" for key, value in about.items()),
-        "",
-    ]
-    return "\n".join(lines)
+    bar = f"at most {BAR_MIB:.0f} MiB above the base and {BAR_RATIO} of HistogramObserver's time"
+    lines += ["", f"The bar for {' and '.join(BAR_NAMES)}: {bar}. It is {held}.", ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()]
+    return "\n".join(lines) + "\n"
 
 
 def within_bar(row: dict[str, Any]) -> bool:

@@ -15,6 +15,18 @@ def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
 
 
+def half_a_file(path: Path, failure: BaseException) -> None:
+    with atomic.new_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise failure
+
+
+def half_a_folder(path: Path, failure: BaseException) -> None:
+    with atomic.new_folder(path, overwrite=True) as temporary:
+        (temporary / "x").write_bytes(b"half")
+        raise failure
+
+
 @pytest.fixture(params=[OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("other")])
 def failure(request: pytest.FixtureRequest) -> BaseException:
     return request.param
@@ -47,9 +59,8 @@ def test_the_target_does_not_exist_before_the_end(tmp_path: Path) -> None:
 def test_a_failed_file_leaves_everything_as_it_was(tmp_path: Path, failure: BaseException) -> None:
     (tmp_path / "old").write_bytes(b"old")
     for target in ("old", "new", "deep/er/new"):
-        with pytest.raises(expected(failure)) as caught, atomic.new_file(tmp_path / target) as temporary:
-            temporary.write_bytes(b"half")
-            raise failure
+        with pytest.raises(expected(failure)) as caught:
+            half_a_file(tmp_path / target, failure)
         if isinstance(failure, OSError):
             assert str(tmp_path / target) in str(caught.value)
             assert "No space left" in str(caught.value)
@@ -61,9 +72,8 @@ def test_a_failed_folder_leaves_everything_as_it_was(tmp_path: Path, failure: Ba
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x").write_bytes(b"old")
     for target in ("old", "new", "deep/er/new"):
-        with pytest.raises(expected(failure)), atomic.new_folder(tmp_path / target, overwrite=True) as temporary:
-            (temporary / "x").write_bytes(b"half")
-            raise failure
+        with pytest.raises(expected(failure)):
+            half_a_folder(tmp_path / target, failure)
     assert names(tmp_path) == ["old"]
     assert (tmp_path / "old" / "x").read_bytes() == b"old"
 

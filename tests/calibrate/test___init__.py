@@ -48,6 +48,4 @@ def test_solve_tensor_passes_options_on() -> None:
 @pytest.mark.parametrize("name", calibrate.names())
 def test_solve_tensor_names_the_tensor_in_errors(name: str) -> None:
     with pytest.raises(FewbitError, match=r"blocks\.0\.weight holds NaN"):
-        calibrate.solve_tensor(
-            name, torch.tensor([1.0, float("nan")]), "int8/tensor/sym", name="blocks.0.weight"
-        )
+        calibrate.solve_tensor(name, torch.tensor([1.0, float("nan")]), "int8/tensor/sym", name="blocks.0.weight")

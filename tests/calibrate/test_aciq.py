@@ -24,9 +24,7 @@ def gaussian(n: int = 400_000) -> Tensor:
 def laplace(n: int = 400_000) -> Tensor:
     """b = 1."""
     generator = torch.Generator().manual_seed(1)
-    return -torch.rand(n, generator=generator).log() * torch.randint(0, 2, (n,), generator=generator).mul(
-        2
-    ).sub(1)
+    return -torch.rand(n, generator=generator).log() * torch.randint(0, 2, (n,), generator=generator).mul(2).sub(1)
 
 
 def solve(x: Tensor, spec: str) -> Range:
@@ -50,9 +48,7 @@ def test_gaussian(bits: int, scale: float) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_laplace(bits: int) -> None:
     assert solve(laplace(), f"int{bits}/tensor/sym").hi.item() == pytest.approx(laplace_clip(bits), rel=0.01)
-    assert solve(laplace(), f"uint{bits}/tensor/asym").lo.item() == pytest.approx(
-        -laplace_clip(bits), rel=0.01
-    )
+    assert solve(laplace(), f"uint{bits}/tensor/asym").lo.item() == pytest.approx(-laplace_clip(bits), rel=0.01)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -97,9 +93,7 @@ def test_the_range_is_never_wider_than_the_data() -> None:
 
 
 def test_each_channel_by_its_own_distribution() -> None:
-    found = solve(
-        torch.stack([gaussian(90_000), 3 * laplace(90_000), torch.zeros(90_000)]), "int4/channel/sym"
-    )
+    found = solve(torch.stack([gaussian(90_000), 3 * laplace(90_000), torch.zeros(90_000)]), "int4/channel/sym")
     assert found.hi.tolist() == [
         pytest.approx(gaussian_clip(4), rel=0.02),
         pytest.approx(3 * laplace_clip(4), rel=0.02),

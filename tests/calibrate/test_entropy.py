@@ -133,9 +133,7 @@ def test_no_clip_that_the_search_left_out_is_better() -> None:
 
 
 def test_outliers_are_clipped_and_the_body_is_kept() -> None:
-    x = torch.cat(
-        [torch.randn(100_000, generator=torch.Generator().manual_seed(2)), torch.tensor([40.0, -35.0])]
-    )
+    x = torch.cat([torch.randn(100_000, generator=torch.Generator().manual_seed(2)), torch.tensor([40.0, -35.0])])
     for spec in (INT8, UINT8):
         found = stream(x, spec)
         assert 3 < found.hi.item() < 8
@@ -168,9 +166,7 @@ def test_one_sided_data_has_all_the_levels() -> None:
     amax = x.max().item()
     assert stream(x, UINT8).hi.item() == pytest.approx(best_clip(row, 256).item() * amax)
     assert stream(x, INT8).hi.item() == pytest.approx(best_clip(row, 128).item() * amax)
-    assert stream(x, QSpec.parse("int4/tensor/sym")).hi.item() == pytest.approx(
-        best_clip(row, 8).item() * amax
-    )
+    assert stream(x, QSpec.parse("int4/tensor/sym")).hi.item() == pytest.approx(best_clip(row, 8).item() * amax)
 
 
 def test_a_short_side_stays_whole() -> None:

@@ -15,9 +15,7 @@ from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 
 # Six orders of magnitude to each side of 1: ranges double dozens of times, and nothing underflows.
 MAGNITUDES = st.floats(2.0**-20, 2.0**20, width=32)
-VALUES = st.one_of(
-    st.just(0.0), MAGNITUDES, MAGNITUDES.map(lambda v: -v), st.integers(-20, 20).map(lambda e: 2.0**e)
-)
+VALUES = st.one_of(st.just(0.0), MAGNITUDES, MAGNITUDES.map(lambda v: -v), st.integers(-20, 20).map(lambda e: 2.0**e))
 BATCHES = st.lists(st.lists(VALUES, min_size=1, max_size=6), min_size=1, max_size=8)
 
 
@@ -105,9 +103,7 @@ def test_other_floats_are_counted_as_their_float32_value(dtype: torch.dtype) -> 
 
 
 def test_each_block_has_its_own_range() -> None:
-    x = torch.randn(4, 100, generator=torch.Generator().manual_seed(2)) * torch.tensor(
-        [[1e-3], [1.0], [50.0], [0.0]]
-    )
+    x = torch.randn(4, 100, generator=torch.Generator().manual_seed(2)) * torch.tensor([[1e-3], [1.0], [50.0], [0.0]])
     histogram = Histogram(PerChannel(0), 128)
     histogram.update(x[:, :40])
     histogram.update(10 * x[:, 40:])
@@ -144,9 +140,7 @@ def test_folded_counts_magnitudes() -> None:
     x = torch.randn(1000, generator=torch.Generator().manual_seed(3))
     histogram = of(x, 256)
     index = np.floor(x.abs().numpy().astype(np.float64) / histogram.width.item())
-    np.testing.assert_array_equal(
-        histogram.folded()[0].numpy(), np.bincount(index.astype(int), minlength=128)
-    )
+    np.testing.assert_array_equal(histogram.folded()[0].numpy(), np.bincount(index.astype(int), minlength=128))
 
 
 def test_centres_are_within_half_a_bin_of_their_values() -> None:
@@ -178,11 +172,7 @@ def test_coarse_keeps_every_value_near_its_place(values: list[float], bins: int)
         edges = torch.arange(-bins, bins + 1) / bins * amax
         for below, edge in zip(torch.cat([torch.zeros(1), coarse.cumsum(0)]), edges):
             width = histogram.width.item()
-            assert (
-                (data < edge.item() - width).sum() - 1e-9
-                <= below
-                <= (data < edge.item() + width).sum() + 1e-9
-            )
+            assert (data < edge.item() - width).sum() - 1e-9 <= below <= (data < edge.item() + width).sum() + 1e-9
 
 
 @pytest.mark.parametrize("bins", [0, 2, 3, 1000, -8])

@@ -24,9 +24,7 @@ FORMATS = ["int8", "uint8", "int4", "uint4", "int2", "int1", "int16", "fp8_e4m3"
 def error_of(x: Tensor, found: Range, spec: QSpec) -> Tensor:
     """Squared error of each block, float64, by the library's own quantize and dequantize."""
     scale, zero_point = scale_and_zero_point(found.lo, found.hi, spec)
-    squares = (
-        dequantize(quantize(x, spec, scale=scale, zero_point=zero_point)).double() - x.double()
-    ).square()
+    squares = (dequantize(quantize(x, spec, scale=scale, zero_point=zero_point)).double() - x.double()).square()
     blocks = torch.zeros(found.lo.numel(), dtype=torch.float64)
     for rows, values in dense_parts(squares, spec.granularity):
         blocks[rows] = values.sum(1)
@@ -55,9 +53,7 @@ def heavy(seed: int, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize("symmetry", ["sym", "asym"])
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_squared_errors_are_those_of_quantizing(
-    fmt: str, symmetry: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_squared_errors_are_those_of_quantizing(fmt: str, symmetry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mse, "_AT_ONCE", 16)  # many small tiles
     spec = QSpec.parse(f"{fmt}/channel/{symmetry}")
     x = heavy(0, 5, 40)
@@ -121,9 +117,7 @@ def test_asymmetric_is_close_to_brute_force(spec: str) -> None:
 
 
 def test_both_ends_move_by_themselves() -> None:
-    x = torch.cat(
-        [torch.randn(5000, generator=torch.Generator().manual_seed(4)).abs(), torch.tensor([-30.0])]
-    )
+    x = torch.cat([torch.randn(5000, generator=torch.Generator().manual_seed(4)).abs(), torch.tensor([-30.0])])
     spec = QSpec.parse("uint4/tensor/asym")
     for found in (stream(x, spec)[0], mse.solve_tensor(x, spec, Options())):
         assert found.lo.item() > -15  # clipped
@@ -150,9 +144,7 @@ def test_groups_with_a_ragged_tail() -> None:
     assert torch.equal(found.hi[:, 2], tail.hi)
     streamed, _ = stream(x, spec)
     assert streamed.lo.shape == (3, 3)
-    assert (
-        error_of(x, found, spec) <= error_of(x, Range.of(*_extremes(x, 16), spec), spec) * (1 + 1e-5)
-    ).all()
+    assert (error_of(x, found, spec) <= error_of(x, Range.of(*_extremes(x, 16), spec), spec) * (1 + 1e-5)).all()
 
 
 def _extremes(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -162,9 +154,7 @@ def _extremes(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return low, torch.stack([g.max() for g in groups]).reshape(shape)
 
 
-@pytest.mark.parametrize(
-    "spec", ["int8/channel/sym", "uint8/channel/asym", "nf4/channel/sym", "fp8_e4m3/channel/asym"]
-)
+@pytest.mark.parametrize("spec", ["int8/channel/sym", "uint8/channel/asym", "nf4/channel/sym", "fp8_e4m3/channel/asym"])
 def test_blocks_that_have_no_scale_keep_their_range(spec: str) -> None:
     parsed = QSpec.parse(spec)
     x = torch.stack([torch.zeros(50), torch.full((50,), 1e-45), heavy(7, 50), torch.full((50,), -1e-41)])
@@ -207,9 +197,7 @@ def test_a_stream_does_as_well_as_the_data_itself() -> None:
 
 
 def test_equal_candidates_clip_less() -> None:
-    x = torch.tensor(
-        [-1.0, 1.0]
-    )  # a code at every fraction of the range: all errors are the same for one bit
+    x = torch.tensor([-1.0, 1.0])  # a code at every fraction of the range: all errors are the same for one bit
     assert stream(x, QSpec.parse("int8/tensor/sym"))[0].hi.item() == 1
     assert mse.solve_tensor(x, QSpec.parse("int8/tensor/sym"), Options()).hi.item() == 1
 

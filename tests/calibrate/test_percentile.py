@@ -69,9 +69,7 @@ def test_equals_numpy(kind: str, spec: QSpec, p: float) -> None:
 
 
 @given(
-    st.lists(
-        st.floats(-1000, 1000, width=32).filter(lambda v: v == 0 or abs(v) > 1e-6), min_size=1, max_size=50
-    ),
+    st.lists(st.floats(-1000, 1000, width=32).filter(lambda v: v == 0 or abs(v) > 1e-6), min_size=1, max_size=50),
     st.floats(0.1, 100),
     st.booleans(),
 )
@@ -91,9 +89,7 @@ def test_a_coarse_histogram_is_within_its_own_bin() -> None:
     assert streamed.hi.item() == pytest.approx(expected(x.numpy(), 99.0, True)[1], abs=width.item())
 
 
-@pytest.mark.parametrize(
-    "spec", ["int8/channel/sym", "uint8/channel1/asym", "int4/g5/asym", "int8/token/sym"]
-)
+@pytest.mark.parametrize("spec", ["int8/channel/sym", "uint8/channel1/asym", "int4/g5/asym", "int8/token/sym"])
 def test_blocks_are_solved_each_by_itself(spec: str) -> None:
     parsed = QSpec.parse(spec)
     x = torch.randn(3, 13, generator=torch.Generator().manual_seed(2)) + torch.tensor([[0.0], [9.0], [-9.0]])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewbit.calibrate.histogram import Histogram
 from fewbit.calibrate.minmax import MinMax
-from fewbit.calibrate.statistic import checked, dense_parts, extremes
+from fewbit.calibrate.statistic import checked, dense_parts, extremes, tiles
 from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import Granularity, PerChannel, PerGroup, PerTensor, PerToken
 
@@ -51,9 +51,7 @@ def test_dense_parts_are_the_blocks_without_padding(granularity: Granularity) ->
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 def test_extremes_of_each_block_are_exact(granularity: Granularity) -> None:
-    x = (
-        torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)).abs() + 1
-    )  # a padded 0 would be the least
+    x = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0)).abs() + 1  # a padded 0 would be the least
     statistic = MinMax(granularity)
     statistic.update(x)
     expected = rows_of(x, granularity)
@@ -61,6 +59,15 @@ def test_extremes_of_each_block_are_exact(granularity: Granularity) -> None:
     assert statistic.high.tolist() == [max(row) for row in expected]
     assert statistic.scale_shape == granularity.scale_shape((2, 3, 10))
     assert statistic.count == x.numel()
+
+
+@pytest.mark.parametrize(("shape", "values"), [((3, 10), 4), ((7, 3), 6), ((5, 4), 100), ((1, 9), 9), ((4, 1), 1)])
+def test_tiles_cover_a_matrix_once(shape: tuple[int, int], values: int) -> None:
+    seen = torch.zeros(shape)
+    for rows, columns in tiles(seen, values):
+        assert 0 < seen[rows, columns].numel() <= values
+        seen[rows, columns] += 1
+    assert (seen == 1).all()
 
 
 def test_checked_refuses_what_cannot_be_calibrated_on() -> None:
@@ -81,9 +88,7 @@ def test_checked_narrows_and_detaches() -> None:
     assert not x.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("bad", "kind"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (-float("inf"), "inf")]
-)
+@pytest.mark.parametrize(("bad", "kind"), [(float("nan"), "NaN"), (float("inf"), "infinity"), (-float("inf"), "inf")])
 def test_extremes_name_the_tensor_that_is_not_finite(bad: float, kind: str) -> None:
     with pytest.raises(FewbitError, match=rf"conv1 holds {kind}"):
         extremes(torch.tensor([[1.0, bad]]), "conv1")

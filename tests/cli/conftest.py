@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,12 @@ def command(folder: Path) -> Callable[..., Outcome]:
 @pytest.fixture
 def quantized(command: Callable[..., Outcome]) -> str:
     """A saved quantized model."""
-    done = command("quantize", "nets:cnn", "--data", "pictures.npy", "-o", "saved")
+    done = command("quantize", "nets:cnn", "--data", "pictures.npy", "--calibrator", "minmax", "-o", "saved")
     assert done.code == 0, done.stderr
     return "saved"
 
 
-def names(folder: Path) -> Sequence[str]:
+@pytest.fixture
+def left_behind() -> Callable[[Path], list[str]]:
     """What lies in a folder, without what Python leaves there."""
-    return sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+    return lambda folder: sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")

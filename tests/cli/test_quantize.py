@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,7 @@ import fewbit
 from fewbit.evaluate.size import model_bytes
 from fewbit.nn import info, quantized_layers
 
-from .conftest import Outcome, names
-
-Command = Callable[..., Outcome]
+Command = Callable[..., Any]  # arguments in, an Outcome out
 
 
 def test_json_tells_exactly_what_was_done(command: Command, folder: Path) -> None:
@@ -38,14 +37,16 @@ def test_json_tells_exactly_what_was_done(command: Command, folder: Path) -> Non
     assert "the biases of 2 layers were corrected" in done.stdout
 
 
-def test_people_see_a_table_and_a_summary(command: Command, folder: Path) -> None:
+def test_people_see_a_table_and_a_summary(
+    command: Command, folder: Path, left_behind: Callable[[Path], list[str]]
+) -> None:
     done = command("quantize", "nets:cnn", "-r", "W4A16-g32", "-o", "out")
     assert done.code == 0, done.stderr
     assert "2 layers quantized, 0 left in float" in done.stdout
     assert "int4/g32/sym" in done.stdout
     assert "smaller" in done.stdout
-    assert str(sum(path.stat().st_size for path in (folder / "out").iterdir()))[:1] in done.stdout
-    assert names(folder) == ["nets.py", "out", "pictures.npy"]
+    assert f"out holds {sum(path.stat().st_size for path in (folder / 'out').iterdir()):,} bytes" in done.stdout
+    assert left_behind(folder) == ["nets.py", "out", "pictures.npy"]
 
 
 def test_the_saved_model_computes_what_quantize_computes(command: Command, folder: Path) -> None:
@@ -60,20 +61,19 @@ def test_the_saved_model_computes_what_quantize_computes(command: Command, folde
 
 def test_options_reach_the_work(command: Command, folder: Path) -> None:
     arguments = ("quantize", "nets:cnn", "--data", "pictures.npy", "--json", "--overwrite", "-o", "out")
-    plain = command(*arguments)
-    uncorrected = command(*arguments, "--no-bias-correction")
+    plain = command(*arguments, "--calibrator", "minmax")
+    uncorrected = command(*arguments, "--calibrator", "minmax", "--no-bias-correction")
     percentile = command(*arguments, "--calibrator", "percentile")
-    few = command(*arguments, "--samples", "2")
     assert "corrected" in str(plain.document["notes"])
     assert "corrected" not in str(uncorrected.document["notes"])
     assert percentile.document["recipe"]["calibrator"] == "percentile"
-    assert few.code == 0
 
 
 def test_fewer_samples_see_less(command: Command, folder: Path) -> None:
     scales = []
     for samples in ("1", "24"):
-        command("quantize", "nets:cnn", "--data", "pictures.npy", "--samples", samples, "-o", "out", "--overwrite")
+        chosen = ("--calibrator", "minmax", "--samples", samples, "-o", "out", "--overwrite")
+        command("quantize", "nets:cnn", "--data", "pictures.npy", *chosen)
         layer = quantized_layers(fewbit.load(folder / "out"))["0"]
         scales.append(float(layer.weight.input_quantizer.scale))  # type: ignore[union-attr,arg-type]
     assert scales[0] != scales[1]
@@ -88,7 +88,7 @@ def test_a_recipe_file_skips_and_says_why(command: Command, folder: Path) -> Non
     assert told.skipped == done.document["skipped"]
     text = command("quantize", "nets:cnn", "--recipe", "r.toml", "-o", "out", "--overwrite").stdout
     assert "skipped by rule '@last'" in text
-    assert "1 layers quantized, 1 left in float" in text or "1 layer quantized" in text
+    assert "1 layer quantized, 1 left in float" in text
 
 
 def test_what_cannot_be_saved_whole_is_a_note(command: Command) -> None:
@@ -109,7 +109,8 @@ def test_an_output_that_exists_is_kept(command: Command, folder: Path, quantized
 
 def test_the_same_command_writes_the_same_bytes(command: Command, folder: Path) -> None:
     for name in ("a", "b"):
-        assert command("quantize", "nets:cnn", "--data", "pictures.npy", "-o", name).code == 0
+        arguments = ("--data", "pictures.npy", "--calibrator", "minmax", "-o", name)
+        assert command("quantize", "nets:cnn", *arguments).code == 0
     for path in (folder / "a").iterdir():
         assert path.read_bytes() == (folder / "b" / path.name).read_bytes()
 

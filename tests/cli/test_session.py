@@ -102,7 +102,9 @@ def test_stdout_is_back_after_an_error() -> None:
     assert sys.stdout is before
 
 
-def test_warnings_of_libraries_are_not_shown(capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
+def test_warnings_of_libraries_are_not_shown(
+    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     with running(False) as session:
         warnings.warn("deprecated", FutureWarning, stacklevel=1)
         session.result({})

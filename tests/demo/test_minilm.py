@@ -73,12 +73,8 @@ def test_the_collections_are_whole() -> None:
 def test_float_scores_are_the_known_ones() -> None:
     model, encoder = minilm(), Encoder()
     assert sum(p.numel() for p in model.parameters()) == 22_713_216
-    assert rank_correlation(lambda words: encoder.embed(model, words), wordsim353()) == pytest.approx(
-        0.729, abs=0.002
-    )
-    assert rank_correlation(lambda words: encoder.embed(model, words), simlex999()) == pytest.approx(
-        0.447, abs=0.002
-    )
+    assert rank_correlation(lambda words: encoder.embed(model, words), wordsim353()) == pytest.approx(0.729, abs=0.002)
+    assert rank_correlation(lambda words: encoder.embed(model, words), simlex999()) == pytest.approx(0.447, abs=0.002)
 
 
 @pytest.mark.demo

@@ -30,9 +30,7 @@ def test_files_are_found_without_importing_the_package(package: str) -> None:
 
 
 def test_a_file_the_package_lacks_is_told(package: str) -> None:
-    with pytest.raises(
-        FewbitError, match=r"holds no data/y\.txt; install the version that fewbit\[demo\] names"
-    ):
+    with pytest.raises(FewbitError, match=r"holds no data/y\.txt; install the version that fewbit\[demo\] names"):
         inside(package, "data", "y.txt")
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fewbit.demo.cnn import SHOWN, variants
-from fewbit.demo.run import run_demo
+from fewbit.demo.run import measure
 from fewbit.demo.text import schemes
 
 pytestmark = pytest.mark.demo
@@ -18,10 +18,15 @@ pytestmark = pytest.mark.demo
 
 @pytest.fixture(scope="module")
 def shown_and_document() -> tuple[str, dict[str, Any]]:
+    told: list[tuple[str, int, int]] = []
+    result = measure(quick=True, progress=lambda *step: told.append(step))
+    for stage in ("image classifier", "text encoder"):
+        steps = [(done, total) for name, done, total in told if name == stage]
+        assert [done for done, _ in steps] == list(range(steps[-1][1] + 1))  # none skipped, the last one reached
     console = Console(file=io.StringIO(), width=140)
-    document = run_demo(console, quick=True)
+    console.print(*result.tables())
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue(), document
+    return console.file.getvalue(), result.document()
 
 
 def test_the_classifier_in_integers(shown_and_document: tuple[str, dict[str, Any]]) -> None:
@@ -59,8 +64,8 @@ def test_settings_of_the_full_demo() -> None:
     full = {variant.name: variant for variant in variants()}
     assert {variant.calibrator for variant in full.values()} == {"minmax", "percentile", "mse", "entropy"}
     assert SHOWN in full
-    scheme = full["INT8 mse, per-tensor weights"].recipe.default()
+    scheme = full["INT8 mse, tensor weights"].recipe.default()
     assert (str(scheme.weights), str(scheme.activations)) == ("int8/tensor/sym", "uint8/tensor/asym")
-    scheme = full["INT8 mse, symmetric activations"].recipe.default()
+    scheme = full["INT8 mse, sym activations"].recipe.default()
     assert (str(scheme.weights), str(scheme.activations)) == ("int8/channel/sym", "int8/tensor/sym")
     assert schemes() == ["W8A8-dynamic", "W4A16-g32"]

@@ -20,9 +20,7 @@ def batches(seed: int, count: int = 4) -> list[torch.Tensor]:
 
 
 def test_sqnr_is_the_ratio_of_energies_in_decibels() -> None:
-    assert sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(
-        10 * math.log10(25 / 0.25)
-    )
+    assert sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(10 * math.log10(25 / 0.25))
 
 
 def test_sqnr_of_equal_tensors_is_infinite_and_of_a_zero_reference_minus_infinite() -> None:
@@ -96,9 +94,7 @@ def test_split_of_batches_equals_the_split_of_all() -> None:
     assert running.split.rounding_mse == pytest.approx(once.split.rounding_mse)
     assert running.split.clipping_mse == pytest.approx(once.split.clipping_mse)
     assert running.theory_ratio == pytest.approx(once.theory_ratio)
-    assert (
-        error_split(whole, (whole / 0.25).round().clamp(-4, 3) * 0.25, lo - 0.125, hi + 0.125) == once.split
-    )
+    assert error_split(whole, (whole / 0.25).round().clamp(-4, 3) * 0.25, lo - 0.125, hi + 0.125) == once.split
 
 
 @pytest.mark.parametrize("clip", [0.25, 1.0])

@@ -35,11 +35,9 @@ def test_without_a_recipe_it_is_the_sizes(cnn: nn.Module) -> None:
     assert inspection.planned_bytes is None
 
 
-@pytest.mark.parametrize(
-    "scheme", ["W8A8", "W8A8-dynamic", "W8A16", "W4A16-g32", "W3A16-g5-asym", "W8A8-tensor"]
-)
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8-dynamic", "W8A16", "W4A16-g32", "W3A16-g5-asym", "W8A8-tensor"])
 def test_foretold_bytes_are_the_bytes(scheme: str, cnn: nn.Module, pictures: list[Tensor]) -> None:
-    quantized = quantize(cnn, scheme, pictures, bias_correction=False)
+    quantized = quantize(cnn, scheme, pictures, calibrator="minmax", bias_correction=False)
     inspection = inspect_model(cnn, Recipe(scheme))
     assert inspection.planned_bytes == model_bytes(quantized)
     actual = {size.name: size for size in layer_sizes(quantized)}
@@ -82,7 +80,7 @@ def test_transposed_convolutions_and_one_dimensional_ones() -> None:
 
 
 def test_a_quantized_model_shows_its_codes(cnn: nn.Module, pictures: list[Tensor]) -> None:
-    inspection = inspect_model(quantize(cnn, "W8A8", pictures))
+    inspection = inspect_model(quantize(cnn, "W8A8", pictures, calibrator="minmax"))
     assert [layer.size.weights for layer in inspection.layers] == ["int8/channel/sym"] * 3
     assert [layer.size.input for layer in inspection.layers] == ["uint8/tensor/asym"] * 3
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def kept_outputs(model: nn.Module, names: list[str], batches: list[Tensor]) -> d
 
 
 def test_every_figure_of_a_folded_network(cnn: nn.Module, pictures: list[Tensor]) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     reference = fold_batch_norm(copy.deepcopy(cnn)).model
     costs = measure(reference, quantized, pictures)
     names = list(quantized_layers(quantized))
@@ -63,9 +63,7 @@ def test_every_figure_of_a_folded_network(cnn: nn.Module, pictures: list[Tensor]
         with torch.no_grad():
             alone = layer(before[f"{name}.in"])
         assert cost.alone_sqnr == pytest.approx(sqnr(before[name], alone), abs=0.05)
-        assert cost.weight_sqnr == pytest.approx(
-            sqnr(kinds.weight_matrix(float_layer), weight.dequantize()), abs=1e-3
-        )
+        assert cost.weight_sqnr == pytest.approx(sqnr(kinds.weight_matrix(float_layer), weight.dequantize()), abs=1e-3)
         assert (cost.weight_spec, cost.input_spec) == ("int8/channel/sym", "uint8/tensor/asym")
         assert cost.kind == type(float_layer).__name__
         assert cost.input is not None
@@ -76,16 +74,14 @@ def test_every_figure_of_a_folded_network(cnn: nn.Module, pictures: list[Tensor]
 
 
 def test_weights_are_measured_against_the_folded_ones(cnn: nn.Module, pictures: list[Tensor]) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     unfolded = measure(cnn, quantized, pictures)["0"]
     folded = measure(fold_batch_norm(copy.deepcopy(cnn)).model, quantized, pictures)["0"]
     assert unfolded.weight_sqnr < 20 < folded.weight_sqnr
 
 
-def test_the_first_layer_alone_is_the_first_layer_in_the_model(
-    cnn: nn.Module, pictures: list[Tensor]
-) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+def test_the_first_layer_alone_is_the_first_layer_in_the_model(cnn: nn.Module, pictures: list[Tensor]) -> None:
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     costs = measure(fold_batch_norm(copy.deepcopy(cnn)).model, quantized, pictures)
     assert costs["0"].alone_sqnr == pytest.approx(costs["0"].output_sqnr)
     assert costs["6"].alone_sqnr > costs["6"].output_sqnr  # type: ignore[operator]
@@ -168,23 +164,24 @@ def test_arguments_by_name_reach_the_layer() -> None:
 
 
 def test_hooks_and_held_outputs_are_gone_afterwards(cnn: nn.Module, pictures: list[Tensor]) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     layers = LayerPass(cnn, quantized)
-    alive: list[int] = []
-    with torch.no_grad():
-        for batch in pictures * 3:
-            with layers.hooked():
-                cnn(batch)
-                quantized(batch)
-            layers.end_batch()
-            gc.collect()
-            alive.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
-    assert alive[1] == alive[-1]
+    with torch.no_grad(), layers.hooked():
+        cnn(pictures[0])
+        held = [weakref.ref(output) for watch in layers._watched for output in watch.waiting]
+        assert len(held) == 3
+        quantized(pictures[0])
+    assert not any(reference() is not None for reference in held), "what was compared is not kept"
+    with torch.no_grad(), layers.hooked():
+        cnn(pictures[1])
+    assert all(watch.waiting for watch in layers._watched)
+    layers.end_batch()
+    assert not any(watch.waiting for watch in layers._watched)
     assert not any(module._forward_hooks for model in (cnn, quantized) for module in model.modules())
 
 
 def test_hooks_are_gone_after_an_error(cnn: nn.Module, pictures: list[Tensor]) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     layers = LayerPass(cnn, quantized)
     with pytest.raises(RuntimeError), layers.hooked():
         cnn(torch.zeros(1, 99, 8, 8))
@@ -192,6 +189,6 @@ def test_hooks_are_gone_after_an_error(cnn: nn.Module, pictures: list[Tensor]) -
 
 
 def test_models_that_do_not_belong_together_are_told(cnn: nn.Module, pictures: list[Tensor]) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     with pytest.raises(FewbitError, match="'3' is not in the original"):
         LayerPass(nn.Sequential(nn.Conv2d(3, 8, 3)), quantized)

@@ -110,7 +110,7 @@ def test_grid_ends_are_the_dequantized_end_codes() -> None:
 
 def linear(scheme: str) -> nn.Module:
     data = [torch.rand(16, 20, generator=torch.Generator().manual_seed(3))]
-    return quantize_model(nn.Sequential(nn.Linear(20, 6)), scheme, data, calibrator=None)
+    return quantize_model(nn.Sequential(nn.Linear(20, 6)), scheme, data, calibrator="minmax")
 
 
 def test_static_inputs_are_split() -> None:

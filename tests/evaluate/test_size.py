@@ -88,13 +88,11 @@ def test_half_precision() -> None:
     assert layer_sizes(nn.Linear(3, 2).half())[0].weights == "float16"
 
 
-@pytest.mark.parametrize(
-    "scheme", ["W8A8", "W8A8-dynamic", "W8A16", "W4A16-g32", "W3A16-g16-asym", "W2A16-g32"]
-)
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8-dynamic", "W8A16", "W4A16-g32", "W3A16-g16-asym", "W2A16-g32"])
 def test_a_quantized_layer_is_its_qtensor_its_bias_and_its_scale(scheme: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 5, bias=False))
-    quantized = quantize(model, scheme, [torch.randn(4, 40)], bias_correction=False)
+    quantized = quantize(model, scheme, [torch.randn(4, 40)], calibrator="minmax", bias_correction=False)
     for name, layer in quantized_layers(quantized).items():
         weight = quantized_weight(layer)
         expected = weight.weight_qtensor().nbytes
@@ -110,10 +108,8 @@ def test_groups_count_their_padding() -> None:
     assert (size.parameters, size.shape, size.weights, size.input) == (120, (3, 40), "int4/g32/sym", "float")
 
 
-def test_a_quantized_model_is_what_its_file_holds(
-    cnn: nn.Module, pictures: list[torch.Tensor], tmp_path: Path
-) -> None:
-    quantized = quantize(cnn, "W8A8", pictures)
+def test_a_quantized_model_is_what_its_file_holds(cnn: nn.Module, pictures: list[torch.Tensor], tmp_path: Path) -> None:
+    quantized = quantize(cnn, "W8A8", pictures, calibrator="minmax")
     save(quantized, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert model_bytes(quantized) == sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
@@ -145,8 +141,4 @@ def test_file_bytes_of_a_file_and_of_a_folder_with_folders(tmp_path: Path) -> No
 def test_parameters_of_a_quantized_model_are_those_of_the_float_one() -> None:
     model = nn.Sequential(nn.Linear(40, 12), nn.Conv1d(2, 4, 3))
     quantized = quantize(model, "W4A16-g32")
-    assert (
-        parameter_count(quantized)
-        == parameter_count(model)
-        == sum(math.prod(p.shape) for p in model.parameters())
-    )
+    assert parameter_count(quantized) == parameter_count(model) == sum(math.prod(p.shape) for p in model.parameters())

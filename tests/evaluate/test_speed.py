@@ -11,9 +11,7 @@ from fewbit.evaluate.speed import interleaved_times
 
 def test_functions_take_turns_and_the_warm_up_does_not_count() -> None:
     calls: list[str] = []
-    first, second = interleaved_times(
-        [lambda: calls.append("a"), lambda: calls.append("b")], repeats=3, warmup=2
-    )
+    first, second = interleaved_times([lambda: calls.append("a"), lambda: calls.append("b")], repeats=3, warmup=2)
     assert "".join(calls) == "ab" * 5
     assert first.repeats == second.repeats == 3
 

@@ -23,9 +23,7 @@ def test_batches_of_different_sizes_weigh_by_their_samples() -> None:
     everything = torch.cat(before), torch.cat(after)
     assert cost.sqnr == pytest.approx(sqnr(*everything), abs=1e-4)
     assert cost.cosine == pytest.approx(cosine(*everything))
-    assert cost.top1 == pytest.approx(
-        float((everything[0].argmax(1) == everything[1].argmax(1)).double().mean())
-    )
+    assert cost.top1 == pytest.approx(float((everything[0].argmax(1) == everything[1].argmax(1)).double().mean()))
     assert (errors.batches, errors.samples) == (2, 5)
 
 

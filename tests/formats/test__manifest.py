@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ def test_the_order_of_members_is_kept(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = written(tmp_path, {"a": [1, 2.5, None, True, "\u00e9"], "b": -1})
     data = path.read_bytes()
-    for position in range(8 * len(data)):
-        damaged = bytearray(data)
-        damaged[position // 8] ^= 1 << position % 8
-        path.write_bytes(damaged)
-        with pytest.raises(FewbitError, match=_manifest.NAME):
-            _manifest.read(path, TYPES)
+    with path.open("r+b", buffering=0) as file:
+        for position in range(8 * len(data)):
+            place, bit = divmod(position, 8)
+            os.pwrite(file.fileno(), bytes([data[place] ^ 1 << bit]), place)
+            with pytest.raises(FewbitError, match=_manifest.NAME):
+                _manifest.read(path, TYPES)
+            os.pwrite(file.fileno(), data[place : place + 1], place)
 
 
 def test_every_truncation_and_every_added_byte_is_found(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_every_flipped_bit_is_refused(saved: Path) -> None:
             for position in range(8 * len(data)):
                 place, bit = divmod(position, 8)
                 os.pwrite(handle.fileno(), bytes([data[place] ^ 1 << bit]), place)
-                with pytest.raises(FewbitError, match="fewbit.json|model.safetensors"):
+                with pytest.raises(FewbitError, match=r"fewbit\.json|model\.safetensors"):
                     native.load(saved)
                 os.pwrite(handle.fileno(), data[place : place + 1], place)
     native.load(saved)
@@ -273,8 +273,18 @@ def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
     return tree
 
 
+def outcome(folder: Path) -> str | None:
+    """Why loading is refused, None if it is not."""
+    try:
+        assert isinstance(native.load(folder), nn.Module)
+    except FewbitError as error:
+        return str(error)
+    return None
+
+
 STRANGE: list[Any] = [
-    None, True, -1, 0, 10**30, 1.5, "", "a.b", "__class__", "../x", "\0", [], [[]], {}, {"a": 1}, {"node": 0}, [None] * 3
+    None, True, -1, 0, 10**30, 1.5, "", "a.b", "__class__", "../x", "\0", [], [[]], {}, {"a": 1}, {"node": 0},
+    [None] * 3
 ]  # fmt: skip
 
 
@@ -287,17 +297,16 @@ def test_any_value_in_the_description_may_be_anything(tmp_path: Path, name: str)
     paths = [path for path in deeper(content) if path and path[0] != "quantization"]
     chosen = random.Random(0)
     refusals = 0
-    for _ in range(500):
+    for _ in range(250):
         path = chosen.choice(paths)
         changed = replaced(content, path, chosen.choice(STRANGE))
         (folder / _manifest.NAME).write_bytes(_manifest.to_bytes(changed))
-        try:
-            assert isinstance(native.load(folder), nn.Module)
-        except FewbitError as error:
-            assert str(folder) in str(error)
-            assert "\n" not in str(error)
+        message = outcome(folder)
+        if message is not None:
+            assert str(folder) in message
+            assert "\n" not in message
             refusals += 1
-    assert refusals > 350
+    assert refusals > 150
 
 
 @pytest.mark.parametrize("member", sorted(native._MEMBERS))
@@ -357,7 +366,8 @@ def test_a_save_that_is_stopped_leaves_nothing(
     kept = save(samples.quantized(lambda: nn.Linear(4, 3), (2, 4)), tmp_path / "kept")
     before = {file: (kept / file).read_bytes() for file in FILES}
     target = {
-        "tensors": (_tensors, "sha256"), "description": (_manifest, "to_bytes"), "fsync": (os, "fsync"), "rename": (os, "replace"),
+        "tensors": (_tensors, "sha256"), "description": (_manifest, "to_bytes"), "fsync": (os, "fsync"),
+        "rename": (os, "replace"),
     }[place]  # fmt: skip
     for path, overwrite in ((tmp_path / "new" / "er", False), (kept, True)):
         with monkeypatch.context() as patch:
@@ -414,8 +424,8 @@ def test_formats_are_found_by_their_file_names() -> None:
 
 @pytest.mark.parametrize("name", ["nativ", "_manifest", "-manifest", "architecture", "native.load", "", "../native"])
 def test_an_unknown_format_lists_those_there_are(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FewbitError, match="choose one of .*native"):
+    with pytest.raises(FewbitError, match=r"choose one of .*native"):
         fewbit.save(nn.Linear(1, 1), tmp_path / "out", format=name)
-    with pytest.raises(FewbitError, match="choose one of .*native"):
+    with pytest.raises(FewbitError, match=r"choose one of .*native"):
         fewbit.load(tmp_path / "out", format=name)
     assert not (tmp_path / "out").exists()

@@ -45,7 +45,7 @@ def outputs(model: nn.Module, batches: list[Tensor]) -> Tensor:
 
 def test_the_whole_model_and_its_layers() -> None:
     model, data = classifier(), pictures()
-    quantized = quantize(model, "W8A8", data)
+    quantized = quantize(model, "W8A8", data, calibrator="minmax")
     result = compare(model, quantized, data, repeats=3)
     before, after = outputs(model, data), outputs(quantized, data)
     assert result.output_sqnr == pytest.approx(sqnr(before, after), abs=1e-3)
@@ -67,7 +67,7 @@ def test_it_is_the_public_compare() -> None:
 
 def test_models_and_their_modes_are_left_as_they_were() -> None:
     model, data = classifier(), pictures()
-    quantized = quantize(model, "W8A8", data)
+    quantized = quantize(model, "W8A8", data, calibrator="minmax")
     model.train()
     model[4].eval()
     before = copy.deepcopy(model.state_dict())
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_traced_is_folded_on_the_first_batch() -> None:
             return self.inner(x if bool(x.sum() > -1e9) else -x)
 
     model, data = Odd().eval(), pictures()
-    quantized = quantize(model, "W8A8", data)
+    quantized = quantize(model, "W8A8", data, calibrator="minmax")
     result = compare(model, quantized, data, repeats=0)
     assert min(row.weight_sqnr for row in result.rows) > 35
 
@@ -210,7 +210,7 @@ def test_language_model_scores_count_every_token() -> None:
 
 def test_files_are_weighed(tmp_path: Path) -> None:
     model, data = classifier(), pictures()
-    quantized = quantize(model, "W8A8", data)
+    quantized = quantize(model, "W8A8", data, calibrator="minmax")
     save(quantized, tmp_path / "out")
     result = compare(model, quantized, data, repeats=0, files=(None, tmp_path / "out"))
     assert result.size.file_before is None
@@ -220,7 +220,7 @@ def test_files_are_weighed(tmp_path: Path) -> None:
 def test_notes_tell_what_stayed_float() -> None:
     model, data = classifier(), pictures()
     recipe = Recipe("W8A8", rules=(Rule("4", skip=True),))
-    result = compare(model, quantize(model, recipe, data), data, repeats=0)
+    result = compare(model, quantize(model, recipe, data, calibrator="minmax"), data, repeats=0)
     assert [row.name for row in result.rows] == ["0"]
     assert any(note.startswith("4 stayed float: skipped by rule") for note in result.notes)
 
@@ -246,14 +246,14 @@ def test_a_batch_that_does_not_fit_is_named() -> None:
 
 def test_models_that_do_not_belong_together() -> None:
     model, data = classifier(), pictures()
-    quantized = quantize(model, "W8A8", data)
+    quantized = quantize(model, "W8A8", data, calibrator="minmax")
     with pytest.raises(FewbitError, match="not in the original"):
         compare(nn.Sequential(nn.Flatten()), quantized, data)
 
 
 def test_broken_outputs_are_told() -> None:
     model, data = classifier(), pictures()
-    quantized = quantize(model, "W8A8", data)
+    quantized = quantize(model, "W8A8", data, calibrator="minmax")
     quantized[4].bias.fill_(math.nan)  # type: ignore[index,union-attr,operator]
     with pytest.raises(FewbitError, match="NaN"):
         compare(model, quantized, data)

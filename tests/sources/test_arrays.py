@@ -47,9 +47,7 @@ def test_several_arrays_are_arguments_by_name(tmp_path: Path, suffix: str) -> No
     if suffix == ".npz":
         np.savez_compressed(path, input_ids=ids, attention_mask=mask)
     else:
-        save_file(
-            {"input_ids": torch.tensor(ids, dtype=torch.int32), "attention_mask": torch.tensor(mask)}, path
-        )
+        save_file({"input_ids": torch.tensor(ids, dtype=torch.int32), "attention_mask": torch.tensor(mask)}, path)
     parts: list[Any] = list(load_data(path, batch_size=4))
     assert [sorted(p) for p in parts] == [["attention_mask", "input_ids"]] * 2
     np.testing.assert_array_equal(torch.cat([p["input_ids"] for p in parts]).numpy(), ids)
@@ -133,9 +131,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, damage: str) -> None
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(
-            {"truncated": data[: len(data) // 2], "garbage": b"garbage!" * 9, "empty": b""}[damage]
-        )
+        path.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"garbage!" * 9, "empty": b""}[damage])
     with pytest.raises(FewbitError, match=name) as caught:
         load_data(path)
     assert "\n" not in str(caught.value)

@@ -49,9 +49,7 @@ def test_spread_takes_distinct_evenly_spaced_samples(count: int, limit: int | No
 
 def test_paths_that_are_no_data_are_told(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(
-        FewbitError, match=r"x\.csv is of no known kind; data is a folder or \.zip of pictures"
-    ):
+    with pytest.raises(FewbitError, match=r"x\.csv is of no known kind; data is a folder or \.zip of pictures"):
         load_data(tmp_path / "x.csv")
     with pytest.raises(FewbitError, match=r"absent\.npy does not exist"):
         load_data(tmp_path / "absent.npy")

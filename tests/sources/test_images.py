@@ -106,9 +106,7 @@ def test_every_mode_becomes_rgb(paint: Paint, tmp_path: Path, mode: str) -> None
 def test_one_mean_makes_grey(paint: Paint, tmp_path: Path) -> None:
     path = paint(tmp_path / "a.png", 8, 8)
     grey = tensors(load_data(tmp_path, image=ImageOptions(size=8, resize=8, mean=(0.0,), std=(1.0,))))
-    assert torch.equal(
-        (grey * 255).round()[0, 0], torch.tensor(np.asarray(Image.open(path).convert("L"))).float()
-    )
+    assert torch.equal((grey * 255).round()[0, 0], torch.tensor(np.asarray(Image.open(path).convert("L"))).float())
 
 
 def test_numbers_come_from_options_then_model_then_custom() -> None:
@@ -119,9 +117,7 @@ def test_numbers_come_from_options_then_model_then_custom() -> None:
         "std": (0.2,) * 3,
         "interpolation": "bilinear",
     }
-    assert resolve(ImageOptions()) == Preparation(
-        224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic"
-    )
+    assert resolve(ImageOptions()) == Preparation(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
     for model in (
         model_with(default_cfg=timm),
         model_with(pretrained_cfg=SimpleNamespace(**timm)),
@@ -149,9 +145,7 @@ def test_numbers_come_from_options_then_model_then_custom() -> None:
          Preparation(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")),
     ],
 )  # fmt: skip
-def test_numbers_of_a_hugging_face_folder(
-    tmp_path: Path, config: dict[str, Any], expected: Preparation
-) -> None:
+def test_numbers_of_a_hugging_face_folder(tmp_path: Path, config: dict[str, Any], expected: Preparation) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     assert resolve(ImageOptions(), model_with(name_or_path=str(tmp_path))) == expected
     assert resolve(ImageOptions(), model_with(name_or_path="nobody/nothing")) == resolve(ImageOptions())
@@ -201,9 +195,7 @@ def test_other_formats_under_a_pictures_name_are_refused(tmp_path: Path) -> None
         list(load_data(tmp_path, image=PLAIN))
 
 
-def test_a_decompression_bomb_is_refused(
-    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decompression_bomb_is_refused(paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paint(tmp_path / "a.png", 64, 64)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(FewbitError, match=r"a\.png cannot be decoded"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import fewbit
 from fewbit.errors import FewbitError
 from fewbit.sources import load_model
 
@@ -118,6 +119,20 @@ def test_a_file_that_is_no_source_is_told(tmp_path: Path, file: str, told: str) 
 def test_what_does_not_exist_is_told_what_a_source_is(source: str) -> None:
     with pytest.raises(FewbitError, match="does not exist; a SOURCE is a Hugging Face folder"):
         load_model(source)
+
+
+def test_a_folder_saved_by_fewbit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantized = fewbit.quantize(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), "W8A8-dynamic")
+    fewbit.save(quantized, tmp_path / "saved")
+    loaded = load_model(str(tmp_path / "saved"))
+    assert (loaded.kind, loaded.name, loaded.factory, loaded.tokenizer_dir) == ("fewbit", "saved", None, None)
+    assert not loaded.model.training
+    x = torch.randn(3, 8)
+    assert torch.equal(loaded.model(x), quantized(x))
+    (tmp_path / "saved" / "fewbit.json").write_text("{")
+    with pytest.raises(FewbitError, match=r"fewbit\.json"):
+        load_model(tmp_path / "saved")
 
 
 def test_a_folder_of_neither_kind_is_told(tmp_path: Path) -> None:

@@ -34,12 +34,8 @@ def test_windows_cover_the_text_in_order(tmp_path: Path, tokenizer_dir: Path) ->
     assert ids.dtype == torch.int64
     assert (ids[:, 0] == CLS).all()
     assert (ids[:, -1] == SEP).all()
-    assert ids[:, 1:-1].flatten().tolist() == [
-        FIRST + i for i in range(40)
-    ]  # the last three words are dropped
-    assert all(
-        (p["attention_mask"] == 1).all() and p["attention_mask"].shape == p["input_ids"].shape for p in parts
-    )
+    assert ids[:, 1:-1].flatten().tolist() == [FIRST + i for i in range(40)]  # the last three words are dropped
+    assert all((p["attention_mask"] == 1).all() and p["attention_mask"].shape == p["input_ids"].shape for p in parts)
 
 
 def test_a_short_text_is_one_short_window(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -77,6 +73,14 @@ def test_files_without_text_are_told(tmp_path: Path, tokenizer_dir: Path, conten
 def test_windows_without_room_are_told(tmp_path: Path, tokenizer_dir: Path) -> None:
     with pytest.raises(FewbitError, match="windows of 2 tokens have no room for text: 2 are special"):
         windows(write(tmp_path, 9), tokenizer_dir, 2)
+
+
+def test_a_slow_tokenizer_is_told(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers.BertTokenizer, "is_fast", False)
+    with pytest.raises(FewbitError, match=r"without a fast version; save one as tokenizer\.json"):
+        load_data(write(tmp_path, 9), tokenizer_dir=tokenizer_dir)
 
 
 def test_a_missing_tokenizer_is_told(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fewbit.calibrate.statistic import Rows, Statistic
+from fewbit.calibrate.statistic import Rows, Statistic, tiles
 from fewbit.numbers.granularity import Granularity
 
-_CHUNK = 1 << 18  # values widened to float64 at a time
+_AT_ONCE = 32767  # widened at a time; from 32768 on torch shares a sum among threads, and its bits with them
 
 
 class Moments(Statistic):
@@ -58,13 +58,14 @@ class Moments(Statistic):
         self.magnitude = torch.zeros(blocks, dtype=torch.float64)
 
     def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
-        for piece in torch.split(values, max(1, _CHUNK // len(values)), dim=1):
-            wide = piece.double()
-            mean = wide.mean(1)
-            squares = (wide - mean.unsqueeze(1)).square().sum(1)
-            self._combine(rows, torch.full_like(self.values[rows], piece.shape[1]), mean, squares)
-            self.nonzero[rows] += wide.count_nonzero(1)
-            self.magnitude[rows] += wide.abs().sum(1)
+        for part, columns in tiles(values, _AT_ONCE):
+            tile = values[part, columns].double()
+            which = rows[part] if isinstance(rows, Tensor) else part
+            mean = tile.mean(1)
+            squares = (tile - mean.unsqueeze(1)).square_().sum(1)
+            self._combine(which, torch.tensor(tile.shape[1]), mean, squares)
+            self.nonzero[which] += tile.count_nonzero(1)
+            self.magnitude[which] += tile.abs_().sum(1)
 
     def _absorb(self, other: Self) -> None:
         self._combine(slice(None), other.values, other.mean, other.squares)

@@ -18,16 +18,15 @@ while that helps.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 from torch import Tensor
 
 from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram
 from fewbit.calibrate.range import Range
-from fewbit.calibrate.statistic import checked, dense_parts, extremes
+from fewbit.calibrate.statistic import checked, dense_parts, extremes, tiles
 from fewbit.kernels import dispatch
 from fewbit.numbers.affine import fake_quantize, scale_and_zero_point
 from fewbit.numbers.granularity import Granularity, PerChannel
@@ -123,21 +122,13 @@ def squared_errors(x: Tensor, lo: Tensor, hi: Tensor, spec: QSpec, weights: Tens
     usable = _usable(lo, hi, spec)
     scale, zero_point = scale_and_zero_point(lo * usable, hi * usable, by_row)
     errors = torch.zeros(len(x), dtype=torch.float64)
-    for rows, columns in _tiles(*x.shape):
+    for rows, columns in tiles(x, _AT_ONCE):
         tile = x[rows, columns].float()
         zeros = None if zero_point is None else zero_point[rows]
         rounded = fake_quantize(tile, by_row, scale=scale[rows], zero_point=zeros)
         squares = (rounded.double() - tile).square_()
         errors[rows] += squares.sum(1) if weights is None else squares @ weights[columns]
     return errors.masked_fill_(~usable, torch.inf)
-
-
-def _tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Pieces of a matrix of at most ``_AT_ONCE`` values."""
-    wide = min(columns, _AT_ONCE)
-    high = max(1, _AT_ONCE // wide)
-    for row, column in product(range(0, rows, high), range(0, columns, wide)):
-        yield slice(row, row + high), slice(column, column + wide)
 
 
 def _usable(lo: Tensor, hi: Tensor, spec: QSpec) -> Tensor:

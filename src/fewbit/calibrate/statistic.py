@@ -8,6 +8,8 @@ will do.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from itertools import product
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -36,6 +38,14 @@ def dense_parts(x: Tensor, granularity: Granularity) -> list[tuple[Rows, Tensor]
     tail = index % groups == groups - 1
     parts: list[tuple[Rows, Tensor]] = [(index[tail], blocks[tail, : blocks.shape[1] - missing].contiguous())]
     return [(index[~tail], blocks[~tail]), *parts] if groups > 1 else parts
+
+
+def tiles(matrix: Tensor, values: int) -> Iterator[tuple[slice, slice]]:
+    """Pieces (rows, columns) of a matrix, row after row, of at most ``values`` values each."""
+    wide = min(matrix.shape[1], values)
+    high = max(1, values // wide)
+    for row, column in product(range(0, matrix.shape[0], high), range(0, matrix.shape[1], wide)):
+        yield slice(row, row + high), slice(column, column + wide)
 
 
 def checked(x: Tensor, name: str) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,7 +25,7 @@ from fewbit.cli.options import (
     Std,
     Tokens,
 )
-from fewbit.cli.session import INTERRUPTED, USER_ERROR, running, tell_error
+from fewbit.cli.session import INTERRUPTED, USER_ERROR, Terminated, running, tell_error
 
 app = typer.Typer(
     name="fewbit",
@@ -52,15 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: What follows the program's name; ``sys.argv`` by default.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        code = app(args=given, prog_name="fewbit", standalone_mode=False)
-    except typer.Abort:
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        tell = getattr(error, "format_message", None)  # an unknown option, a missing argument, …
-        if tell is None:
-            raise
-        sys.exit(_usage(error, tell(), as_json="--json" in given))
+    with _ending_cleanly():
+        try:
+            code = app(args=given, prog_name="fewbit", standalone_mode=False)
+        except typer.Abort:
+            sys.exit(INTERRUPTED)
+        except Exception as error:
+            tell = getattr(error, "format_message", None)  # an unknown option, a missing argument, …
+            if tell is None:
+                raise
+            sys.exit(_usage(error, tell(), as_json="--json" in given))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -92,9 +96,7 @@ def quantize(
     batch_size: BatchSize = 16,
     bias_correction: Annotated[
         bool,
-        typer.Option(
-            "--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding."
-        ),
+        typer.Option("--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding."),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     image_size: ImageSize = None,
@@ -143,15 +145,11 @@ def compare(
     data: DataPath = None,
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html", metavar="FILE.html", help="Also write a page with charts.", show_default=False
-        ),
+        typer.Option("--html", metavar="FILE.html", help="Also write a page with charts.", show_default=False),
     ] = None,
     samples: Samples = None,
     batch_size: BatchSize = 16,
-    repeats: Annotated[
-        int, typer.Option("--repeats", min=0, help="Timed runs of each model; 0 for none.")
-    ] = 9,
+    repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed runs of each model; 0 for none.")] = 9,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -177,6 +175,23 @@ def demo(
         from fewbit.cli.demo import run
 
         run(session, quick)
+
+
+@contextlib.contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, so that what is half written is removed."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _usage(error: Any, message: str, as_json: bool) -> int:

@@ -60,9 +60,7 @@ def run_compare(
         raise FewbitError(f"{quantized} has no quantized layer; make one with fewbit quantize")
     batches = options.load(original)
     files = (Path(source) if original.kind != "factory" else None, Path(quantized))
-    comparison = compare(
-        original.model, changed, batches, repeats=repeats, files=files, progress=session.progress
-    )
+    comparison = compare(original.model, changed, batches, repeats=repeats, files=files, progress=session.progress)
     document = {"source": source, "quantized": quantized, "data": str(options.path), **comparison.to_dict()}
     shown = [comparison.table()]
     if html is not None:

@@ -37,9 +37,7 @@ DataPath: TypeAlias = Annotated[
 ]
 Samples: TypeAlias = Annotated[
     int | None,
-    typer.Option(
-        "--samples", min=1, help="Use at most this many samples, evenly spaced.", show_default="all"
-    ),
+    typer.Option("--samples", min=1, help="Use at most this many samples, evenly spaced.", show_default="all"),
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")]
 ImageSize: TypeAlias = Annotated[
@@ -139,7 +137,5 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     except ValueError:
         values = ()
     if not values or any(value - value != 0 for value in values):
-        raise FewbitError(
-            f"{option} takes numbers with commas between, such as 0.485,0.456,0.406, not {text!r}"
-        )
+        raise FewbitError(f"{option} takes numbers with commas between, such as 0.485,0.456,0.406, not {text!r}")
     return values

@@ -128,9 +128,9 @@ def _shown(document: dict[str, Any]) -> list[RenderableType]:
         table.add_row(name, layer["weights"], layer["input"], count_text(layer["parameters"]), *sizes)
     for name, reason in document["skipped"].items():
         table.add_row(escape(name), "float", escape(reason), "", "", "")
-    before, after = document["bytes_before"], document["bytes_after"]
+    count, before, after = len(document["layers"]), document["bytes_before"], document["bytes_after"]
     summary = (
-        f"{len(document['layers'])} layers quantized, {len(document['skipped'])} left in float: "
+        f"{count} layer{'' if count == 1 else 's'} quantized, {len(document['skipped'])} left in float: "
         f"{bytes_text(before)} of weights became {bytes_text(after)} "
         f"({times_text(before / max(after, 1))} smaller); "
         f"{document['output']} holds {count_text(document['file_after'])} bytes"

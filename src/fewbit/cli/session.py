@@ -2,7 +2,7 @@
 
 stdout holds the result and nothing else: tables for people, or with ``--json`` exactly one JSON document.
 Whatever a model, a library or a factory prints meanwhile goes to stderr. Exit codes: 0 done, 2 the user can
-mend it (one sentence says how), 130 interrupted, 1 anything else.
+mend it (one sentence says how), 130 and 143 interrupted, 1 anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 #: Set to anything, it lets an unexpected error end with Python's traceback.
 TRACEBACK_VARIABLE = "FEWBIT_TRACEBACK"
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
 
 
 class Session:
@@ -109,7 +113,7 @@ def running(as_json: bool) -> Iterator[Session]:
 def _diagnosis(error: BaseException) -> tuple[str, int]:
     """One sentence for the user, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
+        return "interrupted", TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     if isinstance(error, FewbitError):
         return str(error), USER_ERROR
     if isinstance(error, OSError):

@@ -84,8 +84,8 @@ def variants(quick: bool = False) -> list[Variant]:
     calibrators = ("minmax", "percentile", "mse", "entropy")
     return [
         *(Variant(f"INT8 {calibrator}", plain, calibrator) for calibrator in calibrators),
-        Variant("INT8 mse, per-tensor weights", Recipe("W8A8", weights="int8/tensor/sym")),
-        Variant("INT8 mse, symmetric activations", Recipe("W8A8", activations="int8/tensor/sym")),
+        Variant("INT8 mse, tensor weights", Recipe("W8A8", weights="int8/tensor/sym")),
+        Variant("INT8 mse, sym activations", Recipe("W8A8", activations="int8/tensor/sym")),
     ]
 
 
@@ -114,14 +114,10 @@ def measure_cnn(quick: bool, progress: Progress) -> CnnResult:
     return CnnResult(parameters, len(pictures.files[::2]), pictures.files, labels, rows)
 
 
-def _rows(
-    names: list[str], models: Sequence[nn.Module], pictures: Pictures, repeats: int
-) -> tuple[CnnRow, ...]:
+def _rows(names: list[str], models: Sequence[nn.Module], pictures: Pictures, repeats: int) -> tuple[CnnRow, ...]:
     classes = class_names()
     alone, together = (
-        interleaved_times(
-            [partial(forward, model, pictures.inputs[:count]) for model in models], repeats=repeats
-        )
+        interleaved_times([partial(forward, model, pictures.inputs[:count]) for model in models], repeats=repeats)
         for count in (1, TOGETHER)
     )
     logits = [forward(model, pictures.inputs) for model in models]

@@ -69,9 +69,7 @@ def labelled_pictures() -> Pictures:
     how = resolve(ImageOptions(), _Prepared())
     files = sorted(inside("foolbox", "data").glob("imagenet_*_*.jpg"))
     inputs = torch.stack([prepare(file.read_bytes(), how, file.name) for file in files])
-    return Pictures(
-        inputs, torch.tensor([_label(file) for file in files]), tuple(file.name for file in files)
-    )
+    return Pictures(inputs, torch.tensor([_label(file) for file in files]), tuple(file.name for file in files))
 
 
 def class_names() -> list[str]:

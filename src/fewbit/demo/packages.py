@@ -49,6 +49,4 @@ def inside(package: str, *parts: str) -> Path:
         path = Path(folder, *parts)
         if path.exists():
             return path
-    raise FewbitError(
-        f"the package {package} holds no {'/'.join(parts)}; install the version that fewbit[demo] names"
-    )
+    raise FewbitError(f"the package {package} holds no {'/'.join(parts)}; install the version that fewbit[demo] names")

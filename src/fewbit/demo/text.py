@@ -19,7 +19,8 @@ from fewbit.calibrate.collect import Progress
 from fewbit.demo.minilm import Encoder, minilm, news_texts, rank_correlation, simlex999, wordsim353
 from fewbit.evaluate import cosine, interleaved_times, model_bytes, sqnr
 
-_TIMED = 8  # texts in the batch that is timed
+#: Texts in the batch that is timed.
+TIMED = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TextRow:
         cosine: Mean cosine similarity of embeddings with float's.
         wordsim: Spearman correlation with WordSim-353.
         simlex: Spearman correlation with SimLex-999.
-        seconds: Median time of one text, in batches of 8.
+        seconds: Median time of one text, in batches of ``TIMED``.
     """
 
     name: str
@@ -74,15 +75,13 @@ def measure_text(quick: bool, progress: Progress) -> TextResult:
     for done, scheme in enumerate(chosen, 1):
         progress("text encoder", done, steps)
         models[scheme] = fewbit.quantize(model, scheme)
-    batch = encoder.batch(texts[:_TIMED])
-    times = interleaved_times(
-        [partial(_forward, m, batch) for m in models.values()], repeats=3 if quick else 5
-    )
+    batch = encoder.batch(texts[:TIMED])
+    times = interleaved_times([partial(_forward, m, batch) for m in models.values()], repeats=3 if quick else 5)
     reference = encoder.embed(model, texts)
     rows = []
     for done, ((name, each), time) in enumerate(zip(models.items(), times), 1 + len(chosen)):
         progress("text encoder", done, steps)
-        rows.append(_row(name, each, encoder, texts, reference, time.median / _TIMED))
+        rows.append(_row(name, each, encoder, texts, reference, time.median / TIMED))
     progress("text encoder", steps, steps)
     return TextResult(sum(p.numel() for p in model.parameters()), len(texts), tuple(rows))
 

@@ -21,9 +21,7 @@ from fewbit.errors import FewbitError
 def names() -> list[str]:
     """The keys of all formats, sorted."""
     found = pkgutil.iter_modules(__path__)
-    return sorted(
-        each.name.replace("_", "-") for each in found if not each.ispkg and not each.name.startswith("_")
-    )
+    return sorted(each.name.replace("_", "-") for each in found if not each.ispkg and not each.name.startswith("_"))
 
 
 def get(name: str) -> ModuleType:

@@ -34,9 +34,7 @@ def to_bytes(content: dict[str, Json]) -> bytes:
     plain = _lines(content)
     data = _lines({**content, "digest": hashlib.sha256(plain).hexdigest()})
     if len(data) > _MAX_BYTES:
-        raise FewbitError(
-            f"the description of this model takes {len(data)} bytes: more than fewbit reads back"
-        )
+        raise FewbitError(f"the description of this model takes {len(data)} bytes: more than fewbit reads back")
     return data
 
 
@@ -60,18 +58,14 @@ def read(path: Path, types: dict[str, type | tuple[type, ...]]) -> dict[str, Any
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise FewbitError(
-                f"{path} is not a description of a model: it is larger than any that fewbit writes"
-            )
+            raise FewbitError(f"{path} is not a description of a model: it is larger than any that fewbit writes")
         data = path.read_bytes()
     except OSError as error:
         raise FewbitError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         content = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise FewbitError(
-            f"{path} is damaged or not written by fewbit: it is not the JSON it should be"
-        ) from error
+        raise FewbitError(f"{path} is damaged or not written by fewbit: it is not the JSON it should be") from error
     _check_version(path, content)
     try:
         whole = members_of(content, {**types, "digest": str})
@@ -80,9 +74,7 @@ def read(path: Path, types: dict[str, type | tuple[type, ...]]) -> dict[str, Any
     except (ValueError, RecursionError) as error:
         raise FewbitError(f"{path} is damaged or not written by fewbit: {str(error)[:200]}") from error
     if not intact:
-        raise FewbitError(
-            f"{path} is damaged: its content does not match its own digest, so save the model again"
-        )
+        raise FewbitError(f"{path} is damaged: its content does not match its own digest, so save the model again")
     return whole
 
 

@@ -159,9 +159,7 @@ def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, T
 def _check_aliases(path: Path, aliases: Mapping[str, str], slots: Mapping[str, Tensor]) -> None:
     for alias, name in aliases.items():
         if alias not in slots or name not in slots or name in aliases:
-            raise FewbitError(
-                f"{path} does not fit its model: {alias[:80]!r} cannot be the same as {name[:80]!r}"
-            )
+            raise FewbitError(f"{path} does not fit its model: {alias[:80]!r} cannot be the same as {name[:80]!r}")
 
 
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
@@ -180,14 +178,12 @@ def _reorder(path: Path, name: str, tensor: Tensor | None, order: list[int]) -> 
 def _check_slot(path: Path, name: str, tensor: Tensor, slot: Tensor) -> None:
     if tensor.shape != slot.shape:
         raise FewbitError(
-            f"{path} does not fit its model: the tensor {name} has the shape {_shape(tensor)} "
-            f"instead of {_shape(slot)}"
+            f"{path} does not fit its model: the tensor {name} has the shape {_shape(tensor)} instead of {_shape(slot)}"
         )
     both_float = tensor.is_floating_point() and slot.is_floating_point()
     if tensor.dtype != slot.dtype and not both_float:
         raise FewbitError(
-            f"{path} does not fit its model: the tensor {name} is of type {tensor.dtype} "
-            f"instead of {slot.dtype}"
+            f"{path} does not fit its model: the tensor {name} is of type {tensor.dtype} instead of {slot.dtype}"
         )
 
 

@@ -42,9 +42,7 @@ _MEMBERS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def save(
-    model: nn.Module, path: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False
-) -> Path:
+def save(model: nn.Module, path: str | os.PathLike[str], *, source: str | None = None, overwrite: bool = False) -> Path:
     """Save a model as a folder that `load` brings back.
 
     Args:
@@ -116,14 +114,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         raise
     except Exception as error:
         # The content passed its digest, so an honest fewbit did not write it; it can fail anywhere.
-        raise FewbitError(
-            f"{folder / _manifest.NAME} does not describe a model: {str(error)[:200]}"
-        ) from error
+        raise FewbitError(f"{folder / _manifest.NAME} does not describe a model: {str(error)[:200]}") from error
 
 
-def _restore(
-    folder: Path, content: dict[str, Any], model: nn.Module | Callable[[], nn.Module] | None
-) -> nn.Module:
+def _restore(folder: Path, content: dict[str, Any], model: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     try:
         description = Description.from_json(content["architecture"])
         skeleton = architecture.build(description, model)
@@ -138,9 +132,7 @@ def _restore(
     tensors = _tensors.read(folder / _tensors.NAME, tables, slots)
     skeleton.load_state_dict({name: tensors[name] for name in state}, assign=True)
     _put_constants(skeleton, {path: tensors[path] for path in constants})
-    left = [
-        name for name, tensor in (*skeleton.named_parameters(), *skeleton.named_buffers()) if tensor.is_meta
-    ]
+    left = [name for name, tensor in (*skeleton.named_parameters(), *skeleton.named_buffers()) if tensor.is_meta]
     if left:
         raise FewbitError(f"{folder / _tensors.NAME} does not fit its model: it lacks the tensor {left[0]}")
     if content["quantization"] is not None:
@@ -193,9 +185,7 @@ def _aliases(value: dict[str, Json]) -> dict[str, str]:
 
 
 def _orders(value: dict[str, Json]) -> dict[str, list[int]]:
-    orders = {
-        name: [d for d in order if type(d) is int] for name, order in value.items() if isinstance(order, list)
-    }
+    orders = {name: [d for d in order if type(d) is int] for name, order in value.items() if isinstance(order, list)}
     if orders != value:
         raise ValueError("an order of dimensions that is not a list of numbers")
     return orders

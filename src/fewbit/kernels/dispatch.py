@@ -7,6 +7,7 @@ Both give the same bits.
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 
@@ -28,12 +29,11 @@ def _load_native() -> ModuleType | None:
     if forced_isa() == "reference":
         return None
     try:
-        from fewbit import _native
+        return importlib.import_module("fewbit._native")
     except ModuleNotFoundError:  # a source tree that was never built: slow, but right
         return None
     except ImportError as error:
         raise FewbitError(str(error)) from error
-    return _native
 
 
 _native = _load_native()

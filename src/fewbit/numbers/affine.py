@@ -126,8 +126,12 @@ def fake_quantize(x: Tensor, spec: QSpec | str, *, scale: Tensor, zero_point: Te
         spec: The quantization.
         scale: As in :func:`quantize`.
         zero_point: As in :func:`quantize`.
+
+    Raises:
+        FewbitError: As in :func:`quantize`.
     """
     spec = as_spec(spec)
+    check_finite(x, "tensor")
     _check_scale(x, spec, scale, zero_point, "tensor")
     result: Tensor = _StraightThrough.apply(x, spec, scale, zero_point)  # type: ignore[no-untyped-call]
     return result
@@ -174,3 +178,5 @@ def _check_scale(x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | Non
     for what, value in (("scale", scale), ("zero point", zero_point)):
         if value is not None and tuple(value.shape) != wanted:
             raise FewbitError(f"{name}: the {what} of {spec} has shape {wanted}, not {tuple(value.shape)}")
+    if not bool(((scale >= _SMALLEST_NORMAL) & torch.isfinite(scale)).all()):
+        raise FewbitError(f"{name}: a scale is not a positive normal float32 number")

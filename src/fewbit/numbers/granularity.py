@@ -67,6 +67,10 @@ class PerChannel:
 
     axis: int = 0
 
+    def __post_init__(self) -> None:
+        if self.axis < 0:
+            raise FewbitError(f"a channel axis is counted from the front, so {self.axis} is none")
+
     def __str__(self) -> str:
         return "channel" if self.axis == 0 else f"channel{self.axis}"
 

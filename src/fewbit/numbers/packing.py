@@ -16,6 +16,9 @@ from torch import Tensor
 from fewbit.errors import FewbitError
 
 
+_DTYPES = ((torch.int8, torch.uint8), (torch.int16, torch.uint16))  # up to 8 bits, 16 bits
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack codes in C order.
 
@@ -25,12 +28,17 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     Returns:
         uint8 ``[ceil(codes.numel() · bits / 8)]``.
+
+    Raises:
+        FewbitError: The codes have another dtype than codes of that width have.
     """
     _check(bits)
+    if codes.dtype not in _DTYPES[bits > 8]:
+        raise FewbitError(
+            f"codes of {bits} bits have dtype {' or '.join(map(str, _DTYPES[bits > 8]))}, not {codes.dtype}"
+        )
     flat = codes.contiguous().reshape(-1)
-    if bits == 16:
-        return flat.view(torch.uint8).clone()
-    if bits == 8:
+    if bits in (8, 16):
         return flat.view(torch.uint8).clone()
     eights = torch.nn.functional.pad(flat.view(torch.uint8), (0, -flat.numel() % 8)).reshape(-1, 8)
     word = torch.zeros(eights.shape[0], dtype=torch.int64, device=codes.device)
@@ -59,8 +67,7 @@ def unpack(data: Tensor, bits: int, count: int, signed: bool) -> Tensor:
     if data.numel() != packed_size(count, bits):
         raise FewbitError(f"{count} codes of {bits} bits need {packed_size(count, bits)} bytes, not {data.numel()}")
     if bits in (8, 16):
-        wide = {8: (torch.int8, torch.uint8), 16: (torch.int16, torch.uint16)}[bits]
-        return data.contiguous().view(wide[0] if signed else wide[1]).clone()
+        return data.contiguous().view(_DTYPES[bits > 8][0 if signed else 1]).clone()
     groups = torch.nn.functional.pad(data, (0, -data.numel() % bits)).reshape(-1, bits)
     word = torch.zeros(groups.shape[0], dtype=torch.int64, device=data.device)
     for k in range(bits):

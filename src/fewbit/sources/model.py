@@ -25,6 +25,7 @@ from typing import Literal
 
 from torch import nn
 
+from fewbit import formats
 from fewbit.errors import FewbitError
 from fewbit.sources import huggingface
 
@@ -82,9 +83,7 @@ def load_model(source: str | Path) -> LoadedModel:
 def _load_folder(path: Path) -> LoadedModel:
     name = path.resolve().name
     if (path / FEWBIT_MANIFEST).is_file():
-        from fewbit.formats import native
-
-        model: nn.Module = native.load(path)
+        model = formats.load(path)
         return LoadedModel(model.eval(), name, "fewbit", tokenizer_dir=huggingface.tokenizer_folder(path))
     if (path / "config.json").is_file():
         model, notes = huggingface.load(path)

@@ -75,12 +75,15 @@ def load_tokenizer(folder: Path) -> Any:
         MissingExtraError: transformers is not installed.
     """
     transformers = require("transformers", extra="llm")
+    auto = transformers.AutoTokenizer
     try:
-        auto = transformers.AutoTokenizer
-        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FewbitError(f"{folder} holds no tokenizer that can be loaded: {reason}") from error
+    if not tokenizer.is_fast:  # only those of the tokenizers library cut a text into windows
+        raise FewbitError(f"{folder} holds a tokenizer without a fast version; save one as tokenizer.json")
+    return tokenizer
 
 
 def windows(text: str, tokenizer: Any, length: int, name: str) -> torch.Tensor:

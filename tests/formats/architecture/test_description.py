@@ -48,9 +48,11 @@ def test_slots_tell_of_tensors() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, [], {}, "parameter", ["parameter", "float32"], ["parameter", "float32", [1], 2], ["other", "float32", [1]],
+        None, [], {}, "parameter", ["parameter", "float32"], ["parameter", "float32", [1], 2],
+        ["other", "float32", [1]],
         [["parameter"], "float32", [1]], ["buffer", "load", [1]], ["buffer", 3, [1]], ["buffer", ["float32"], [1]],
-        ["buffer", "float32", 3], ["buffer", "float32", [-1]], ["buffer", "float32", [1.0]], ["buffer", "float32", [True]],
+        ["buffer", "float32", 3], ["buffer", "float32", [-1]], ["buffer", "float32", [1.0]], ["buffer",
+        "float32", [True]],
         ["buffer", "float32", [2**60]], ["buffer", "float32", [1] * 99], ["buffer", "float32", ["1"]],
     ],
     ids=str,

@@ -58,7 +58,8 @@ def test_constants_go_into_buffers_alone() -> None:
 @pytest.mark.parametrize(
     ("path", "described"),
     [
-        ("2", TANH), ("0.weight", TANH), ("__class__", TANH), ("forward", TANH), ("0", {"same": "9"}), ("0", {"in-place": {}}),
+        ("2", TANH), ("0.weight", TANH), ("__class__", TANH), ("forward", TANH), ("0", {"same": "9"}),
+        ("0", {"in-place": {}}),
         ("0", {"in-place": {"class": "QuantLinear"}}), ("0", {"in-place": 3}), ("0", {"nn": "Linear"}), ("0", {}),
         ("9", {"in-place": {"class": "in-place"}}), ("9.weight", {"weight": {}}),
     ],

@@ -37,7 +37,12 @@ def test_a_shared_layer_stays_shared_and_in_its_place() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [samples.ResidualNet(), nn.ModuleList([nn.ReLU()]), nn.Sequential(nn.ModuleList()), nn.TransformerEncoderLayer(4, 2)],
+    [
+        samples.ResidualNet(),
+        nn.ModuleList([nn.ReLU()]),
+        nn.Sequential(nn.ModuleList()),
+        nn.TransformerEncoderLayer(4, 2),
+    ],
     ids=lambda model: type(model).__name__,
 )
 def test_other_models_are_no_trees(model: nn.Module) -> None:
@@ -87,16 +92,15 @@ def test_containers_keep_their_class_and_others_lose_theirs() -> None:
     assert modules["net.same_act"] == {"same": "net.act"}
 
 
-@pytest.mark.parametrize(
-    "path", ["a.b", "0", "a-b", "_private", "layer_1.0.conv-x", "x" * 200, "training", "", "a__b"]
-)
+@pytest.mark.parametrize("path", ["a.b", "0", "a-b", "_private", "layer_1.0.conv-x", "x" * 200, "training", "", "a__b"])
 def test_plain_paths(path: str) -> None:
     assert tree.is_path(path)
 
 
 @pytest.mark.parametrize(
     "path",
-    [".", "a.", ".a", "a..b", "__class__", "a.__dict__.b", "a b", "a'b", 'a"b', "a\n", "é", "a/b", "a(b)", "x" * 201, "a." * 3000 + "a"],
+    [".", "a.", ".a", "a..b", "__class__", "a.__dict__.b", "a b", "a'b", 'a"b', "a\n", "é", "a/b", "a(b)",
+    "x" * 201, "a." * 3000 + "a"],
 )  # fmt: skip
 def test_other_paths_are_refused(path: str) -> None:
     assert not tree.is_path(path)
@@ -111,7 +115,8 @@ def test_other_paths_are_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "modules",
     [
-        {}, {"a": RELU}, {"": TOP, "a.b": RELU}, {"": RELU, "a": RELU}, {"": TOP, "a": {"same": "b"}}, {"": TOP, "a": {"same": 3}},
+        {}, {"a": RELU}, {"": TOP, "a.b": RELU}, {"": RELU, "a": RELU}, {"": TOP, "a": {"same": "b"}},
+        {"": TOP, "a": {"same": 3}},
         {"": {"same": ""}}, {"": TOP, "forward": RELU}, {"": TOP, "training": RELU}, {"": TOP, "_modules": RELU},
         {"": TOP, "a": {"container": "Tensor"}}, {"": TOP, "a": {"container": "Module", "x": 1}}, {"": TOP, "a": None},
         {"": TOP, "a": {"nn": "Linear", "arguments": {"in_features": 1, "out_features": 1}}, "a.weight": RELU},

@@ -22,10 +22,12 @@ VALUES = st.recursive(
     | st.floats(allow_nan=False)
     | st.text()
     | st.sampled_from([*DTYPES.values(), torch.channels_last, torch.preserve_format, torch.device("cpu"), Ellipsis]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.text(), inner, max_size=3)
-    | st.builds(slice, inner, inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(), inner, max_size=3)
+        | st.builds(slice, inner, inner, inner)
+    ),
     max_leaves=10,
 )
 

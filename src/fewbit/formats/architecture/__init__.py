@@ -102,9 +102,7 @@ def _float_model(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         return copy.deepcopy(model)
     made = model()
     if not isinstance(made, nn.Module):
-        raise FewbitError(
-            f"the factory given as model= returned a {type(made).__name__}, not a torch.nn.Module"
-        )
+        raise FewbitError(f"the factory given as model= returned a {type(made).__name__}, not a torch.nn.Module")
     return made
 
 

@@ -33,17 +33,17 @@ negative not_equal positive pow rad2deg reciprocal relu remainder round rsqrt sg
 sinh sqrt square sub subtract tan tanh true_divide trunc where xlogy softmax log_softmax
 all amax amin aminmax any argmax argmin argsort count_nonzero cummax cummin cumprod cumsum kthvalue
 logcumsumexp logsumexp max mean median min nanmean nansum norm prod quantile sort std sum topk var
-broadcast_to chunk clone concat detach diag diag_embed diagonal dsplit flatten flip fliplr flipud gather
+broadcast_to chunk clone detach diag diag_embed diagonal dsplit flatten flip fliplr flipud gather
 hsplit index_add index_copy index_fill index_select masked_fill masked_scatter masked_select moveaxis
 movedim narrow numel permute ravel repeat_interleave reshape roll rot90 scatter scatter_add select split
 split_with_sizes squeeze swapaxes swapdims t take take_along_dim tensor_split tile transpose tril triu
 unbind unflatten unsqueeze vsplit addbmm addmm addmv baddbmm bmm cross dot inner matmul mm mv outer
-bucketize is_complex is_floating_point
+is_complex is_floating_point
 """
 
 _TORCH = """
-arange atleast_1d atleast_2d atleast_3d block_diag broadcast_tensors cat cdist celu column_stack complex
-concatenate dstack einsum eye full full_like hstack kron linspace meshgrid ones ones_like polar prelu
+arange atleast_1d atleast_2d atleast_3d block_diag broadcast_tensors bucketize cat cdist celu column_stack
+complex concat concatenate dstack einsum eye full full_like hstack kron linspace meshgrid ones ones_like polar prelu
 real imag rms_norm scalar_tensor searchsorted selu stack std_mean tensordot threshold tril_indices
 triu_indices var_mean view_as_complex view_as_real vstack zeros zeros_like
 """
@@ -118,9 +118,7 @@ for _name, _function in FUNCTIONS.items():
 METHODS: frozenset[str] = frozenset(name for name in (_BOTH + _TENSOR).split() if hasattr(torch.Tensor, name))
 """Tensor methods a graph may call."""
 
-ATTRIBUTES: frozenset[str] = frozenset(
-    ("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "real", "imag")
-)
+ATTRIBUTES: frozenset[str] = frozenset(("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "real", "imag"))
 """Tensor attributes a graph may read."""
 
 LAYERS: dict[str, type[torch.nn.Module]] = {

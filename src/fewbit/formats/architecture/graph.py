@@ -90,9 +90,7 @@ def describe(model: nn.Module) -> Description:
     index = {node: number for number, node in enumerate(graph.nodes)}
     nodes: list[Json] = [_describe_node(node, index) for node in graph.nodes]
     name = type(model).__name__
-    return Description(
-        "graph", name, {"nodes": nodes}, tree.describe_modules(model), slots, constants=constants
-    )
+    return Description("graph", name, {"nodes": nodes}, tree.describe_modules(model), slots, constants=constants)
 
 
 def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
@@ -124,7 +122,8 @@ def _describe_node(node: fx.Node, index: dict[fx.Node, int]) -> Json:
     target = node.target
     if node.op == "call_function":
         if target is getattr:
-            _check_getattr(node.args, node.kwargs)
+            if not _is_getattr(node.args, node.kwargs):
+                raise Undescribable(f"the tensor attribute {str(node.args[-1])[:80]}")
             name = _GETATTR
         else:
             name = FUNCTION_NAMES.get(target, "")  # type: ignore[arg-type]
@@ -148,10 +147,10 @@ def _qualified_name(function: Any) -> str:
     return f"{module}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def _check_getattr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    attribute = args[1] if len(args) == 2 and isinstance(args[0], fx.Node) and not kwargs else None
-    if not isinstance(attribute, str) or attribute not in ATTRIBUTES:
-        raise Undescribable(f"the tensor attribute {str(attribute)[:80]}")
+def _is_getattr(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if len(args) != 2 or kwargs or not isinstance(args[0], fx.Node):
+        return False
+    return isinstance(args[1], str) and args[1] in ATTRIBUTES
 
 
 def build(description: Description) -> fx.GraphModule:
@@ -160,7 +159,7 @@ def build(description: Description) -> fx.GraphModule:
     Raises:
         ValueError: The description is not one that `describe` can have written.
     """
-    if not description.class_name.isidentifier() or keyword.iskeyword(description.class_name):
+    if not _is_name(description.class_name):
         raise ValueError(f"the class name {description.class_name[:40]!r}")
     root = tree.build_tree(description)
     if layers.is_layer(root):
@@ -200,8 +199,8 @@ def _build_graph(records: list[Json], root: nn.Module) -> fx.Graph:
             _check_call(op, target, args, modules.keys() - {""}, tensors)
         function: Any = target
         if op == "call_function":
-            if target == _GETATTR:
-                _check_getattr(args, kwargs)
+            if target == _GETATTR and not _is_getattr(args, kwargs):
+                raise ValueError("a tensor attribute that a saved model may not read")
             function = getattr if target == _GETATTR else FUNCTIONS[target]
         nodes.append(graph.create_node(op, function, args, kwargs))
     if not nodes:
@@ -215,9 +214,7 @@ def _is_name(name: str) -> bool:
     return plain and not name.startswith("__")
 
 
-def _check_placeholder(
-    target: str, args: tuple[Any, ...], kwargs: dict[str, Any], nodes: list[fx.Node]
-) -> None:
+def _check_placeholder(target: str, args: tuple[Any, ...], kwargs: dict[str, Any], nodes: list[fx.Node]) -> None:
     taken = {node.target for node in nodes}
     if not _is_name(target) or target in (*taken, "self", "torch") or args or kwargs:
         raise ValueError(f"the input {target[:40]!r}")

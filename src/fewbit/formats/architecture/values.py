@@ -32,8 +32,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MEMORY_FORMATS: dict[str, torch.memory_format] = {
-    name: getattr(torch, name)
-    for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
+    name: getattr(torch, name) for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
 }
 _MEMORY_FORMAT_NAMES = {memory_format: name for name, memory_format in _MEMORY_FORMATS.items()}
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
