@@ -68,18 +68,20 @@ def _patches(x: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
     """Sums over the positions that each place of the kernel meets, the border counted as zeros."""
     axes = len(geometry.kernel)
     x = x.detach() if x.dim() == axes + 2 else x.detach().unsqueeze(0)
+    samples = x.shape[0]
+    x = x.sum(dim=0, dtype=torch.float64)  # the places of the kernel then walk over one picture instead of all
     pads = [side for pair in reversed(geometry.padding) for side in pair]
     if any(pads):
         x = torch.nn.functional.pad(x, pads)
     spans = [d * (k - 1) + 1 for k, d in zip(geometry.kernel, geometry.dilation)]
-    out = [(size - span) // s + 1 for size, span, s in zip(x.shape[2:], spans, geometry.stride)]
+    out = [(size - span) // s + 1 for size, span, s in zip(x.shape[1:], spans, geometry.stride)]
     sums = []
     for place in product(*(range(k) for k in geometry.kernel)):
         view = x
         for axis, (index, dilation, stride, size) in enumerate(zip(place, geometry.dilation, geometry.stride, out)):
             start = index * dilation
-            view = view.narrow(2 + axis, start, (size - 1) * stride + 1)
-            view = view[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]
-        sums.append(view.sum(dim=[0, *range(2, 2 + axes)], dtype=torch.float64))
+            view = view.narrow(1 + axis, start, (size - 1) * stride + 1)
+            view = view[(slice(None),) * (1 + axis) + (slice(None, None, stride),)]
+        sums.append(view.flatten(1).sum(dim=1))
     by_place = torch.stack(sums, dim=1)  # [C, places]
-    return by_place.reshape(geometry.groups, -1), x.shape[0] * torch.Size(out).numel()
+    return by_place.reshape(geometry.groups, -1), samples * torch.Size(out).numel()

@@ -8,16 +8,16 @@ batches.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from fewbit.errors import FewbitError
-from fewbit.evaluate.error import SignalNoise, SplitSums
-from fewbit.evaluate.quantizers import input_spec, input_sums, weight_sums
+from fewbit.evaluate.error import SplitSums
+from fewbit.evaluate.quantizers import input_spec, weight_sums
 from fewbit.evaluate.size import model_bytes, parameter_count
+from fewbit.evaluate.watch import Watch
 from fewbit.nn.kinds import weight_matrix
 from fewbit.nn.swap import quantized_layers, quantized_weight
 
@@ -65,7 +65,7 @@ class LayerCost:
         bytes_after: Of the quantized one: packed codes with padding, scales, zero points, bias.
         weight_sqnr: dB of the weights against the float ones, batch norm folded as in the quantized model.
         output_sqnr: dB of the output in the running model, errors of earlier layers included; None when the
-            layer did not run.
+            layer did not run or its output cannot be told apart from what its class makes of it.
         alone_sqnr: dB of the output when this layer alone is quantized, on the float model's input.
         weight: The weight quantizer.
         input: The input quantizer, when it is a static one.
@@ -85,19 +85,6 @@ class LayerCost:
     input: QuantizerCost | None
 
 
-@dataclass
-class _Watch:
-    """One layer's running sums, and the float outputs that wait for their counterpart."""
-
-    name: str
-    before: nn.Module
-    after: nn.Module
-    output: SignalNoise = field(default_factory=SignalNoise)
-    alone: SignalNoise = field(default_factory=SignalNoise)
-    input: SplitSums = field(default_factory=SplitSums)
-    waiting: list[Tensor] = field(default_factory=list)
-
-
 class LayerPass:
     """Runs both models batch by batch and adds up what each layer does.
 
@@ -111,7 +98,6 @@ class LayerPass:
 
     def __init__(self, reference: nn.Module, quantized: nn.Module) -> None:
         self.reference, self.quantized = reference, quantized
-        self._is_probing = False
         floats = dict(reference.named_modules(remove_duplicate=False))
         self._watched = []
         for name, layer in quantized_layers(quantized).items():
@@ -119,22 +105,15 @@ class LayerPass:
                 raise FewbitError(
                     f"the quantized layer {name!r} is not in the original: the models do not belong together"
                 )
-            self._watched.append(_Watch(name, floats[name], layer))
+            self._watched.append(Watch(name, floats[name], layer))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
         """Watch the layers while the two models run, for each batch the float model first."""
-        handles = []
-        try:
+        with ExitStack() as stack:
             for watch in self._watched:
-                handles.append(watch.before.register_forward_hook(self._float_hook(watch), with_kwargs=True))
-                handles.append(
-                    watch.after.register_forward_hook(self._quantized_hook(watch), with_kwargs=True)
-                )
+                stack.enter_context(watch.hooked())
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def end_batch(self) -> None:
         """Drop what waits for a counterpart that never came."""
@@ -145,34 +124,8 @@ class LayerPass:
         """One entry a quantized layer, in the model's order."""
         return tuple(_cost(watch) for watch in self._watched)
 
-    def _float_hook(self, watch: _Watch) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not isinstance(output, Tensor):
-                return
-            # An in-place activation may follow and overwrite the output.
-            watch.waiting.append(output.detach().clone())
-            self._is_probing = True
-            try:
-                watch.alone.add(output, watch.after(*args, *kwargs.values()))
-            finally:
-                self._is_probing = False
 
-        return hook
-
-    def _quantized_hook(self, watch: _Watch) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._is_probing or not watch.waiting:
-                return
-            reference = watch.waiting.pop(0)
-            if reference.shape == output.shape:
-                watch.output.add(reference, output)
-            given = args[0] if args else next(iter(kwargs.values()))
-            input_sums(layer, given, watch.input)
-
-        return hook
-
-
-def _cost(watch: _Watch) -> LayerCost:
+def _cost(watch: Watch) -> LayerCost:
     tensor = quantized_weight(watch.after).weight_qtensor()
     energies, weight = weight_sums(weight_matrix(watch.before), tensor)
     return LayerCost(
@@ -193,6 +146,4 @@ def _cost(watch: _Watch) -> LayerCost:
 
 def _quantizer_cost(sums: SplitSums) -> QuantizerCost:
     split = sums.split
-    return QuantizerCost(
-        split.rounding_mse, split.clipping_mse, split.clipped_fraction, sums.power, sums.theory_ratio
-    )
+    return QuantizerCost(split.rounding_mse, split.clipping_mse, split.clipped_fraction, sums.power, sums.theory_ratio)

@@ -27,9 +27,7 @@ def weight_sums(weight: Tensor, quantized: QTensor) -> tuple[SignalNoise, SplitS
     """
     energies, split = SignalNoise(), SplitSums()
     measured = quantized.dequantize()
-    step, lo, hi = (
-        _spread(value, quantized) for value in grid(quantized.scale, quantized.zero_point, quantized.spec)
-    )
+    step, lo, hi = (_spread(value, quantized) for value in grid(quantized.scale, quantized.zero_point, quantized.spec))
     rows = max(1, _PIECE // max(1, weight.shape[-1]))
     for start in range(0, weight.shape[0], rows):
         piece = slice(start, start + rows)

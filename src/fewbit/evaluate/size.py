@@ -108,9 +108,7 @@ def _quantized_size(name: str, layer: nn.Module, seen: set[tuple[object, ...]]) 
     is_new = _key(weight.packed.codes) not in seen
     nbytes = sum(_nbytes(t) for owner in layer.modules() for t, _ in _new(_own_tensors(owner), seen))
     bias = getattr(layer, "bias", None)
-    count = (math.prod(weight.packed.matrix_shape) if is_new else 0) + (
-        bias.numel() if isinstance(bias, Tensor) else 0
-    )
+    count = (math.prod(weight.packed.matrix_shape) if is_new else 0) + (bias.numel() if isinstance(bias, Tensor) else 0)
     return LayerSize(
         name=name,
         kind=type(layer).__name__,
@@ -132,9 +130,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[Tensor, bool]]:
             yield buffer, False
 
 
-def _new(
-    tensors: Iterator[tuple[Tensor, bool]], seen: set[tuple[object, ...]]
-) -> Iterator[tuple[Tensor, bool]]:
+def _new(tensors: Iterator[tuple[Tensor, bool]], seen: set[tuple[object, ...]]) -> Iterator[tuple[Tensor, bool]]:
     for tensor, is_parameter in tensors:
         key = _key(tensor)
         if key not in seen:

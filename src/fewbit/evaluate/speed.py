@@ -22,9 +22,7 @@ class Timing:
     repeats: int
 
 
-def interleaved_times(
-    functions: Sequence[Callable[[], object]], repeats: int = 9, warmup: int = 2
-) -> list[Timing]:
+def interleaved_times(functions: Sequence[Callable[[], object]], repeats: int = 9, warmup: int = 2) -> list[Timing]:
     """Call every function once a round for `repeats` rounds, after `warmup` rounds that do not count.
 
     Args:

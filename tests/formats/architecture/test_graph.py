@@ -102,6 +102,7 @@ MODELS: dict[str, nn.Module] = {
         parameters, w=nn.Parameter(torch.rand(3)), b=nn.Buffer(torch.rand(3)), conv=nn.Conv2d(3, 1, 1), child=nested()
     ),
     "tensors": Calls(tensors_of_the_trace, kept=[torch.ones(3)]),
+    "a list or a tensor": Calls(lambda self, x: x[0] if isinstance(x, list | tuple) else x + 1),
     "attention layer": Calls(lambda self, x: self.m(*[x.flatten(2)] * 3)[0], m=nn.MultiheadAttention(64, 4)),
     "recurrent": Calls(lambda self, x: self.m(x.flatten(2))[1], m=nn.LSTM(64, 4, batch_first=True)),
     "odd names": Calls(lambda self, x: self.d["3x3-conv"](x), d=nn.ModuleDict({"3x3-conv": nn.Conv2d(3, 1, 3)})),
@@ -179,6 +180,10 @@ def with_own_forward(model: nn.Module) -> nn.Module:
         (lambda m: Calls(lambda self, x: x.to(torch.device("cuda"))), "a value of type device"),
         (lambda m: Calls(lambda self, x: {1: x}), "a key of type int"),
         (lambda m: Calls(lambda self, x: self.b.add_(1) and self, b=nn.Buffer(torch.ones(1))), "."),
+        (lambda m: Calls(lambda self, x: x if isinstance(x, Tensor) else x[0]), "asks whether a value is of a type"),
+        (lambda m: Calls(lambda self, x: x if torch.is_tensor(x) else x[0]), "asks whether a value is of a type"),
+        (lambda m: Calls(lambda self, x: x if isinstance(x.shape[0], int) else -x), "asks whether a value is of a"),
+        (lambda m: Calls(lambda self, x: x if isinstance(x.shape, tuple) else -x), "asks whether a value is of a"),
         (keyword_only, "keyword only"),
         (with_hook, "hook"),
         (with_own_forward, "forward"),
@@ -190,6 +195,8 @@ def test_what_a_trace_cannot_hold_is_told(make: Callable[[nn.Module], nn.Module]
     with pytest.raises(Undescribable, match=reason):
         graph.describe(model)
     samples.assert_same(dict(model.state_dict()), before)
+    assert "isinstance" not in globals()
+    assert torch.is_tensor(torch.ones(1))
 
 
 # --- hostile graphs -------------------------------------------------------------------------------

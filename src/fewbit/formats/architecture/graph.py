@@ -11,9 +11,10 @@ for an optional argument that is the one where it is not given.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     tracer = _Tracer()
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _no_questions(model):
             graph = tracer.trace(model)
     except Undescribable:
         raise
@@ -110,6 +111,38 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
         for module in training:
             module.training = True
     return graph, tracer.made
+
+
+@contextlib.contextmanager
+def _no_questions(model: nn.Module) -> Iterator[None]:
+    """Refuse a forward that asks ``isinstance`` of its tensors: a proxy is none, and the wrong path would be traced.
+
+    The question is only let pass, with the answer no, for an input and a list, tuple, dict or str.
+    """
+
+    def ask(value: Any, kinds: Any) -> bool:
+        if isinstance(value, fx.Proxy):
+            asked = set(kinds if isinstance(kinds, tuple) else (kinds,))
+            if value.node.op != "placeholder" or not asked <= {list, tuple, dict, str}:
+                raise Undescribable("a forward that asks whether a value is of a type")
+        return isinstance(value, kinds)
+
+    functions = (getattr(inspect.unwrap(type(module).forward), "__globals__", {}) for module in model.modules())
+    spaces = {id(space): space for space in functions if not space.get("__name__", "torch").startswith("torch.")}
+    is_tensor = torch.is_tensor
+    before = [(space, {**space}.get("isinstance")) for space in spaces.values()]
+    try:
+        for space in spaces.values():
+            space["isinstance"] = ask
+        torch.is_tensor = lambda obj: ask(obj, Tensor)  # type: ignore[assignment]
+        yield
+    finally:
+        torch.is_tensor = is_tensor
+        for space, own in before:
+            if own is None:
+                del space["isinstance"]
+            else:
+                space["isinstance"] = own
 
 
 def _free_name(model: nn.Module, name: str) -> str:
