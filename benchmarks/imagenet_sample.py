@@ -12,21 +12,14 @@ writes ``benchmarks/results/imagenet_sample.md`` and ``.json``. It needs fewbit[
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+import _results
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import fewbit
@@ -37,7 +30,7 @@ from fewbit.evaluate import sqnr, top1_agreement
 from fewbit.recipe import Recipe
 from fewbit.sources import load_data
 
-ROOT = Path(__file__).resolve().parents[1]
+IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample-dev.zip"
 EVERY = 5  # each fifth picture calibrates
 BATCH = 25
 FLOAT_WEIGHTS = "int16/channel/sym"  # stands for float weights: its rounding lies some 50 dB below int8's
@@ -83,7 +76,7 @@ def logits_of(model: nn.Module, batches: Sequence[torch.Tensor]) -> torch.Tensor
 
 def measure(model: nn.Module, setting: Setting, batches: list[torch.Tensor], reference: torch.Tensor) -> Row:
     pictures = torch.cat(batches)
-    data = list(pictures[::EVERY].split(BATCH))
+    data = list(torch.split(pictures[::EVERY], BATCH))
     unseen = torch.arange(len(pictures)) % EVERY != 0
     start = time.perf_counter()
     quantized = fewbit.quantize(
@@ -107,21 +100,6 @@ def measure(model: nn.Module, setting: Setting, batches: list[torch.Tensor], ref
     )
 
 
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fewbit": metadata.version("fewbit"),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
 COLUMNS = ("", "calibrator", "bias correction", "as FP32", "SQNR dB", "unseen", "unseen dB", "quantize s")
 
 
@@ -138,61 +116,42 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def markdown(rows: Sequence[Row], pictures: int, where: dict[str, Any]) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in where.items())
-    table = "\n".join("| " + " | ".join(cells(row)) + " |" for row in rows)
+def markdown(rows: Sequence[Row], pictures: int) -> str:
     return f"""# EfficientNet-Lite0 in W8A8 on {pictures} ImageNet pictures
 
 Reference: the same network in FP32. As FP32: share of pictures with the same top-1 class. Calibrated on every
 fifth picture, measured on all; unseen: on the others alone. "activations only" keeps the weights in int16.
 Made by `python benchmarks/imagenet_sample.py`.
 
-| {" | ".join(COLUMNS)} |
-|---|---|---|--:|--:|--:|--:|--:|
-{table}
-
-{about}
-"""
-
-
-def shown(rows: Sequence[Row]) -> Table:
-    table = Table(*COLUMNS)
-    for row in rows:
-        table.add_row(*cells(row))
-    return table
+{_results.markdown_table(COLUMNS, [cells(row) for row in rows], left=3)}"""
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    default = ROOT.parent / "shared" / "data" / "imagenet-sample-dev.zip"
-    parser.add_argument("--images", type=Path, default=default, help="a folder or .zip of pictures")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="where the results go"
-    )
-    parser.add_argument("--limit", type=int, help="use only so many pictures, evenly spaced")
-    parser.add_argument("--calibrators", nargs="+", default=None, help="which ones; all by default")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=Path, help="a folder or .zip of pictures")
+    parser.add_argument("--limit", type=int, help="only so many pictures, evenly spaced; prints, writes nothing")
+    parser.add_argument("--calibrators", nargs="+", help="only these; prints, writes nothing")
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
-    log = Console(stderr=True)
+    if options.images is None and not IMAGES.exists():
+        print(f"skipped: {IMAGES.name} is not here; name pictures with --images")
+        return
     model = efficientnet_lite0()
-    loaded = load_data(options.images, model, batch_size=BATCH, limit=options.limit)
+    loaded = load_data(options.images or IMAGES, model, batch_size=BATCH, limit=options.limit)
     batches = [batch for batch in loaded if isinstance(batch, torch.Tensor)]
     reference = logits_of(model, batches)
     rows = []
     for setting in settings(options.calibrators or calibrate.names()):
         rows.append(measure(model, setting, batches, reference))
-        log.print("  ".join(cells(rows[-1])))
-    where = machine()
-    options.output.mkdir(parents=True, exist_ok=True)
-    document = {"pictures": len(reference), "machine": where, "rows": [asdict(row) for row in rows]}
-    (options.output / "imagenet_sample.json").write_text(json.dumps(document, indent=2) + "\n")
-    (options.output / "imagenet_sample.md").write_text(markdown(rows, len(reference), where))
-    Console().print(shown(rows))
+        print("  ".join(cells(rows[-1])), file=sys.stderr)
+    text = markdown(rows, len(reference))
+    if options.limit or options.calibrators:
+        print(text)
+        return
+    _results.write("imagenet_sample", text, {"pictures": len(reference), "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

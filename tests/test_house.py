@@ -37,9 +37,7 @@ def tracked() -> list[Path]:
     """Every text file that a commit would hold."""
     folders = [ROOT / name for name in ("src", "tests", "benchmarks", "examples", "csrc", "docs", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    files += [
-        path for path in ROOT.glob("*") if path.suffix in (".md", ".toml", ".yml") or path.name == "Makefile"
-    ]
+    files += [path for path in ROOT.glob("*") if path.suffix in (".md", ".toml", ".yml") or path.name == "Makefile"]
     binary = (".so", ".pyd", ".png", ".gz", ".npz", ".safetensors")
     return [path for path in files if "__pycache__" not in path.parts and path.suffix not in binary]
 

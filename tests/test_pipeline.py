@@ -141,6 +141,12 @@ def test_rules_skip_and_change_layers(cnn, batches):
     assert info(quantized).skipped == {"0": "skipped by rule '@first'"}
 
 
+def test_padding_is_told(cnn, batches):
+    notes = " ".join(info(fewbit.quantize(cnn, "W4A16-g32")).notes)
+    assert "padded in 4 layers" in notes  # rows of 27, 36, 144 and 72 values
+    assert "896 values in all (most in 3: 448)" in notes
+
+
 class TestRefused:
     """Each refusal is one sentence that names what is wrong."""
 

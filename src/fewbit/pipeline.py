@@ -17,12 +17,12 @@ from fewbit import algorithms, calibrate
 from fewbit.algorithms import rtn
 from fewbit.calibrate.collect import Progress, call_named, run_batches
 from fewbit.errors import FewbitError
-from fewbit.nn import QuantizationInfo, attach_info, fold_batch_norm, kinds
+from fewbit.nn import FoldResult, QuantizationInfo, attach_info, fold_batch_norm, kinds
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs, first_tensor
 from fewbit.nn.observe import observed
 from fewbit.nn.plan import check_plans, join_tied
-from fewbit.nn.statistics import new_statistics, solve_input
+from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec, as_spec
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
@@ -53,8 +53,7 @@ def quantize(
 
     Raises:
         FewbitError: The recipe does not fit the model, data is missing or does not reach a layer, values are not
-            finite. The message names
-            the layer and the remedy.
+            finite. The message names the layer and the remedy.
     """
     if not isinstance(model, nn.Module):
         raise FewbitError(f"quantize takes an nn.Module, not {type(model).__name__}; load the model first")
@@ -63,24 +62,18 @@ def quantize(
     first, batches = _peek(data)
     work = copy.deepcopy(model).eval()
 
-    folded = fold_batch_norm(work, None if first is None else lambda m: first_tensor(call_named(m, first, "calibration batch 1")))
+    folded = _fold(work, first)
     plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
     plans, notes = join_tied(work, plans)
     check_plans(plans)
     chosen = [plan for plan in plans if plan.scheme is not None]
     statistics = new_statistics(chosen, recipe, bias_correction and data is not None)
-    if batches is not None and any(statistics.values()):
-        with observed(work, list(statistics), lambda name, call: statistics[name].update(call)):
-            run_batches(work, batches, progress)
-    elif any(plan.scheme is not None and plan.scheme.activations and not plan.scheme.dynamic for plan in chosen):
-        raise FewbitError(
-            f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme"
-        )
+    _collect(work, statistics, batches, recipe, progress)
 
     inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
     weights = _round_weights(work, chosen, rounding, recipe, progress)
     result, corrected = build_layers(work, chosen, weights, inputs, statistics)
-    notes += [*folded.notes, *([f"the biases of {corrected} layers were corrected"] if corrected else [])]
+    notes += [*folded.notes, *_told(weights, corrected)]
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:
@@ -135,6 +128,48 @@ def _peek(data: Iterable[Any] | None) -> tuple[Any, Iterable[Any] | None]:
     if first is None:
         raise FewbitError("the calibration data is empty; pass at least one batch")
     return first, batches
+
+
+def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[str]:
+    """Notes on what was done to many layers."""
+    notes = [f"the biases of {corrected} layers were corrected"] if corrected else []
+    padded = {name: codes.padding for name, (_, codes) in weights.items() if codes.padding}
+    if padded:
+        most = max(padded, key=lambda name: padded[name])
+        notes.append(
+            f"the last group of each row is padded in {len(padded)} layers, {sum(padded.values())} values in all "
+            f"(most in {most}: {padded[most]})"
+        )
+    return notes
+
+
+def _fold(model: nn.Module, first: Any) -> FoldResult:
+    """Fold batch norm in place, checked on the first batch where there is one."""
+    if first is None:
+        return fold_batch_norm(model)
+    return fold_batch_norm(model, lambda m: first_tensor(call_named(m, first, "calibration batch 1")))
+
+
+def _collect(
+    model: nn.Module,
+    statistics: dict[str, LayerStatistics],
+    batches: Iterable[Any] | None,
+    recipe: Recipe,
+    progress: Progress | None,
+) -> None:
+    """One pass over the data for all statistics of all layers.
+
+    Raises:
+        FewbitError: There is no data and a layer needs it.
+    """
+    needs_data = any(statistic.range_statistic is not None for statistic in statistics.values())
+    if batches is None and needs_data:
+        raise FewbitError(
+            f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme"
+        )
+    if batches is not None and any(statistics.values()):
+        with observed(model, list(statistics), lambda name, call: statistics[name].update(call)):
+            run_batches(model, batches, progress)
 
 
 class _Chained:

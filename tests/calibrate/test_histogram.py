@@ -160,6 +160,12 @@ def test_coarse_equals_a_direct_count_when_the_edges_meet() -> None:
     np.testing.assert_array_equal(coarse.numpy(), expected)
 
 
+def test_coarse_spreads_a_bin_evenly_over_its_width() -> None:
+    x = torch.arange(1, 60_001) / 60_000 * 1.5  # uniform; 24 bins of 1/16 hold it
+    coarse = of(x, 64).coarse(100)[0, 100:]
+    assert (coarse - 600).abs().max() < 2
+
+
 @given(st.lists(VALUES, min_size=1, max_size=30), st.integers(1, 40))
 def test_coarse_keeps_every_value_near_its_place(values: list[float], bins: int) -> None:
     histogram = of(values, 1024)

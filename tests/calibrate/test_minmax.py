@@ -33,6 +33,15 @@ def test_symmetric_range_of_each_column() -> None:
     assert found.lo.tolist() == [-3, -7, -2]
 
 
+def test_the_first_batch_may_hold_the_extremes() -> None:
+    spec = QSpec.parse("uint8/tensor/asym")
+    statistic = minmax.new_statistic(spec.granularity, minmax.Options())
+    for batch in ([-9.0, 8.0], [-1.0, 1.0], [-2.0, 0.5]):
+        statistic.update(torch.tensor(batch))
+    found = minmax.solve(statistic, spec, minmax.Options())
+    assert (found.lo.item(), found.hi.item()) == (-9, 8)
+
+
 def test_any_statistic_knows_the_range() -> None:
     histogram = Histogram(PerTensor())
     histogram.update(X)

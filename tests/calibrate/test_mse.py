@@ -66,6 +66,12 @@ def test_squared_errors_are_those_of_quantizing(fmt: str, symmetry: str, monkeyp
     torch.testing.assert_close(weighted, repeated)
 
 
+def test_a_range_without_a_normal_scale_has_no_finite_error() -> None:
+    ends = torch.tensor([1e-39, 1.0])
+    errors = squared_errors(torch.zeros(2, 4), -ends, ends, QSpec.parse("int8/channel/sym"))
+    assert errors.tolist() == [float("inf"), 0]
+
+
 @settings(max_examples=40)
 @given(
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40),
@@ -80,6 +86,8 @@ def test_never_worse_than_minmax(values: list[float], fmt: str, symmetry: str) -
     assert model_error(statistic, streamed, spec) <= model_error(statistic, plain, spec)
     at_hand = mse.solve_tensor(x, spec, Options())
     assert error_of(x, at_hand, spec) <= error_of(x, plain, spec) * (1 + 1e-5) + 1e-12
+    for found in (streamed, at_hand):
+        assert plain.lo <= found.lo <= found.hi <= plain.hi
 
 
 @pytest.mark.parametrize("spec", [f"{f}/channel/{s}" for f in FORMATS for s in ("sym", "asym")])

@@ -109,6 +109,15 @@ def test_blocks_are_solved_each_by_itself(spec: str) -> None:
         assert streamed.hi.flatten()[i].item() == pytest.approx(hi, abs=statistic.width[i].item())
 
 
+@pytest.mark.parametrize("spec", [SYM, ASYM], ids=str)
+@pytest.mark.parametrize("kind", DATA)
+def test_all_of_it_is_min_max_exactly(kind: str, spec: QSpec) -> None:
+    x = DATA[kind](torch.Generator().manual_seed(0))
+    plain = Range.of(x.min(), x.max(), spec)
+    for found in (from_stream(x, spec, Options(100.0))[0], percentile.solve_tensor(x, spec, Options(100.0))):
+        assert (found.lo, found.hi) == (plain.lo, plain.hi)
+
+
 def test_half_the_default_is_lost_at_either_end() -> None:
     x = torch.arange(-1000.0, 1001.0)
     found = percentile.solve_tensor(x, ASYM, Options())

@@ -11,19 +11,13 @@ import pytest
 import typer
 from rich.table import Table
 
-from fewbit.cli.session import check_output, running, tell_error
+from fewbit.cli.session import Terminated, check_output, running, tell_error
 from fewbit.errors import FewbitError, MissingExtraError
 
 
 @pytest.fixture(autouse=True)
 def no_traceback_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEWBIT_TRACEBACK", raising=False)
-
-
-@pytest.fixture(autouse=True)
-def warning_filters() -> object:
-    with warnings.catch_warnings():
-        yield
 
 
 def fails_with(error: BaseException, as_json: bool = False) -> int:
@@ -40,6 +34,8 @@ def fails_with(error: BaseException, as_json: bool = False) -> int:
         (FileNotFoundError(2, "No such file or directory", "x.bin"), 2, "fewbit: x.bin: No such file or directory"),
         (PermissionError(13, "Permission denied", "y"), 2, "fewbit: y: Permission denied"),
         (OSError("odd"), 2, "fewbit: odd"),
+        (SystemExit(3), 2, "fewbit: the code of the source ended the program (SystemExit: 3)"),
+        (Terminated(), 143, "fewbit: interrupted"),
         (KeyboardInterrupt(), 130, "fewbit: interrupted"),
         (MemoryError(), 1, "fewbit: there is not enough memory; a smaller --batch-size needs less"),
         (ZeroDivisionError("by 0\nmore"), 1, "fewbit: ZeroDivisionError: by 0 (set FEWBIT_TRACEBACK=1 to see where)"),
@@ -85,12 +81,12 @@ def test_only_the_document_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_people_see_tables_of_full_width(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("heading")
-    table.add_row("x" * 120)
+    table.add_row("x" * 200)
     with running(False) as session:
         print("a library talks")
         session.result({"value": 1}, table, "closing words")
     captured = capsys.readouterr()
-    assert "x" * 120 in captured.out
+    assert "x" * 200 in captured.out
     assert captured.out.endswith("closing words\n")
     assert "value" not in captured.out
     assert captured.err == "a library talks\n"
@@ -109,6 +105,7 @@ def test_warnings_of_libraries_are_not_shown(
         warnings.warn("deprecated", FutureWarning, stacklevel=1)
         session.result({})
     assert capsys.readouterr().err == ""
+    assert not recwarn.list
 
 
 def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:

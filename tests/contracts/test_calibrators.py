@@ -211,11 +211,7 @@ def test_any_tree_of_merges(calibrator: ModuleType, spec: str) -> None:
         assert tree.count == statistic.count
         if statistic.promise == "exact":
             for key, value in state(statistic).items():
-                same = (
-                    torch.equal(value, state(tree)[key])
-                    if isinstance(value, Tensor)
-                    else value == state(tree)[key]
-                )
+                same = torch.equal(value, state(tree)[key]) if isinstance(value, Tensor) else value == state(tree)[key]
                 assert same, key
 
 
@@ -229,9 +225,7 @@ def test_memory_is_bounded(calibrator: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_refused_by_name_and_leaves_no_trace(
-    calibrator: ModuleType, bad: float
-) -> None:
+def test_what_is_not_finite_is_refused_by_name_and_leaves_no_trace(calibrator: ModuleType, bad: float) -> None:
     spec = QSpec.parse("uint8/tensor/asym")
     statistic = calibrator.new_statistic(spec.granularity, calibrator.Options(), "layer3.conv")
     statistic.update(torch.tensor([1.0, 2.0]))
@@ -240,9 +234,7 @@ def test_what_is_not_finite_is_refused_by_name_and_leaves_no_trace(
         statistic.update(torch.tensor([5.0, bad, -1.0]))
     for key, value in before.items():
         assert (
-            torch.equal(value, state(statistic)[key])
-            if isinstance(value, Tensor)
-            else value == state(statistic)[key]
+            torch.equal(value, state(statistic)[key]) if isinstance(value, Tensor) else value == state(statistic)[key]
         )
     with pytest.raises(FewbitError, match=r"layer3\.conv holds"):
         calibrate.solve_tensor(calibrator, torch.tensor([5.0, bad]), spec, name="layer3.conv")
@@ -286,16 +278,12 @@ def test_the_data_is_left_alone_and_may_need_gradients_or_strides(calibrator: Mo
 
 def test_solving_twice_gives_the_same_bits_and_changes_nothing(calibrator: ModuleType) -> None:
     spec = QSpec.parse("uint8/tensor/asym")
-    statistic, first = stream(
-        calibrator, [torch.randn(1000, generator=torch.Generator().manual_seed(8))], spec
-    )
+    statistic, first = stream(calibrator, [torch.randn(1000, generator=torch.Generator().manual_seed(8))], spec)
     before = copy.deepcopy(state(statistic))
     second = calibrator.solve(statistic, spec, calibrator.Options())
     assert torch.equal(first.lo, second.lo)
     assert torch.equal(first.hi, second.hi)
     for key, value in before.items():
         assert (
-            torch.equal(value, state(statistic)[key])
-            if isinstance(value, Tensor)
-            else value == state(statistic)[key]
+            torch.equal(value, state(statistic)[key]) if isinstance(value, Tensor) else value == state(statistic)[key]
         )

@@ -145,9 +145,11 @@ def test_an_input_of_real_zeros_gives_exactly_the_bias(isa: str, w: str, a: str)
     codes = zero.expand(4, 50).to(x.codes.dtype)
     bias = torch.randn(6)
     result = products.linear(codes, x.scale, x.zero_point, pack(weight(w, 6, 50)), bias)
-    assert_within(result, bias.double().expand(4, 6), Activations(codes, x.scale, x.zero_point).size() @ (
-        weight_size(weight(w, 6, 50)).t()
-    ))
+    assert_within(
+        result,
+        bias.double().expand(4, 6),
+        Activations(codes, x.scale, x.zero_point).size() @ (weight_size(weight(w, 6, 50)).t()),
+    )
     if x.zero_point.dim() == 0:
         assert torch.equal(result, bias.expand(4, 6))
 

@@ -91,9 +91,7 @@ def looped_conv(
     """One output element at a time, one tap at a time; a tap outside the image meets the real 0."""
     batch, out_channels, each = x.shape[0], weight.shape[0], weight.shape[1]
     kernel, axes = weight.shape[2:], range(len(stride))
-    out = [
-        (x.shape[2 + a] + sum(padding[a]) - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in axes
-    ]
+    out = [(x.shape[2 + a] + sum(padding[a]) - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in axes]
     result = np.zeros((batch, out_channels, *out), dtype=np.int64)
     for n, o, *position in itertools.product(range(batch), range(out_channels), *map(range, out)):
         group = o // (out_channels // groups)

@@ -74,9 +74,7 @@ magnitudes = st.floats(-(2.0**100), 2.0**100, width=32)
 @given(
     magnitudes.filter(lambda v: v == 0 or abs(v) > 1e-25),
     magnitudes.filter(lambda v: v == 0 or abs(v) > 1e-25),
-    st.sampled_from(
-        ["int8", "uint8", "int4", "uint2", "int2", "uint1", "int16", "fp8_e4m3", "fp4_e2m1", "nf4"]
-    ),
+    st.sampled_from(["int8", "uint8", "int4", "uint2", "int2", "uint1", "int16", "fp8_e4m3", "fp4_e2m1", "nf4"]),
 )
 def test_asymmetric_zero_is_exact_and_the_range_is_covered(a: float, b: float, name: str) -> None:
     lo, hi = min(a, b), max(a, b)
@@ -238,9 +236,7 @@ def test_a_number_without_dimensions() -> None:
     assert fake_quantize(torch.tensor(0.6), "int8/tensor/sym", scale=torch.tensor(0.25)).item() == 0.5
 
 
-@given(
-    st.integers(1, 5), st.integers(1, 40), st.sampled_from(["int8", "int4", "uint4", "int2"]), st.booleans()
-)
+@given(st.integers(1, 5), st.integers(1, 40), st.sampled_from(["int8", "int4", "uint4", "int2"]), st.booleans())
 def test_quantizing_twice_changes_nothing(rows: int, columns: int, name: str, symmetric: bool) -> None:
     spec = QSpec.parse(f"{name}/g8/{'sym' if symmetric else 'asym'}")
     x = random(rows, columns, seed=rows * 100 + columns)

@@ -43,9 +43,7 @@ def every(dtype: torch.dtype) -> Tensor:
     return torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
-def minifloat_grid(
-    exponent_bits: int, mantissa_bits: int, largest: float
-) -> tuple[FLOATS, NDArray[np.int64]]:
+def minifloat_grid(exponent_bits: int, mantissa_bits: int, largest: float) -> tuple[FLOATS, NDArray[np.int64]]:
     """Finite values in rising order and the code of each, from sign, exponent and mantissa; −0 left out."""
     bias = 2 ** (exponent_bits - 1) - 1
     pairs = []
@@ -64,13 +62,9 @@ def minifloat_grid(
 def grid_of(name: str) -> tuple[FLOATS, NDArray[np.int64]]:
     """The format's values in rising order and their codes."""
     if name in ("fp8_e4m3", "fp8_e5m2", "fp4_e2m1"):
-        return minifloat_grid(
-            *{"fp8_e4m3": (4, 3, 448.0), "fp8_e5m2": (5, 2, 57344.0), "fp4_e2m1": (2, 1, 6.0)}[name]
-        )
+        return minifloat_grid(*{"fp8_e4m3": (4, 3, 448.0), "fp8_e5m2": (5, 2, 57344.0), "fp4_e2m1": (2, 1, 6.0)}[name])
     if name in ("nf4", "ternary", "binary"):
-        values = {"nf4": [float(v) for v in NF4.split()], "ternary": [-1.0, 0.0, 1.0], "binary": [-1.0, 1.0]}[
-            name
-        ]
+        values = {"nf4": [float(v) for v in NF4.split()], "ternary": [-1.0, 0.0, 1.0], "binary": [-1.0, 1.0]}[name]
         return np.array(values), np.arange(len(values))
     bits = int(name.removeprefix("u").removeprefix("int"))
     codes = np.arange(2**bits) - (0 if name.startswith("u") else 2 ** (bits - 1))

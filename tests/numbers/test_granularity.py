@@ -111,17 +111,13 @@ def test_a_negative_axis_is_refused() -> None:
         PerChannel(-1)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "row", "g", "g1.5", "channel12", "channel-1", "Tensor", "tensor ", "gg8"]
-)
+@pytest.mark.parametrize("text", ["", "row", "g", "g1.5", "channel12", "channel-1", "Tensor", "tensor ", "gg8"])
 def test_what_is_no_granularity_is_refused(text: str) -> None:
     with pytest.raises(FewbitError, match="no granularity"):
         parse(text)
 
 
 def test_names_round_trip() -> None:
-    every = itertools.chain(
-        [PerTensor(), PerToken()], map(PerChannel, range(10)), map(PerGroup, (1, 32, 128, 10**6))
-    )
+    every = itertools.chain([PerTensor(), PerToken()], map(PerChannel, range(10)), map(PerGroup, (1, 32, 128, 10**6)))
     for grain in every:
         assert parse(str(grain)) == grain

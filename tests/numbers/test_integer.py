@@ -40,9 +40,7 @@ def test_round_leaves_its_input_alone() -> None:
     assert x.tolist() == [pytest.approx(0.4), 300.0]
 
 
-@pytest.mark.parametrize(
-    "name", ["int0", "int9", "int32", "sint8", "int", "uint", "Int8", "int8 ", "fp16", ""]
-)
+@pytest.mark.parametrize("name", ["int0", "int9", "int32", "sint8", "int", "uint", "Int8", "int8 ", "fp16", ""])
 def test_other_names_are_not_integers(name: str) -> None:
     assert parse(name) is None
 

@@ -62,9 +62,7 @@ def test_rounding_is_that_of_ml_dtypes(name: str) -> None:
     assert torch.equal(fmt.round(x.double()), rounded.double())
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)])
 def test_rounding_is_that_of_torch(name: str, dtype: torch.dtype) -> None:
     fmt = fmt_of(name)
     x = inputs(fmt)

@@ -42,9 +42,7 @@ def test_every_code_round_trips_at_every_offset(fmt: IntegerFormat) -> None:
 def test_the_layout_is_the_documented_stream(fmt: IntegerFormat) -> None:
     generator = torch.Generator().manual_seed(fmt.bits)
     for count in [*range(20), 63, 64, 65, 1001]:
-        codes = torch.randint(int(fmt.qmin), int(fmt.qmax) + 1, (count,), generator=generator).to(
-            fmt.code_dtype
-        )
+        codes = torch.randint(int(fmt.qmin), int(fmt.qmax) + 1, (count,), generator=generator).to(fmt.code_dtype)
         assert pack(codes, fmt.bits).tolist() == stream(codes, fmt.bits)
 
 
@@ -93,9 +91,7 @@ def test_data_of_another_length_is_refused() -> None:
         unpack(torch.zeros(4, dtype=torch.uint8), 4, 9, signed=False)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "bits"), [(torch.int16, 4), (torch.int32, 8), (torch.int64, 16), (torch.uint8, 16)]
-)
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.int16, 4), (torch.int32, 8), (torch.int64, 16), (torch.uint8, 16)])
 def test_codes_of_the_wrong_dtype_are_refused_not_garbled(dtype: torch.dtype, bits: int) -> None:
     with pytest.raises(FewbitError, match=r"dtype|torch"):
         pack(torch.zeros(8, dtype=dtype), bits)

@@ -46,9 +46,7 @@ def test_the_best_laplace_clip_is_the_papers(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-@pytest.mark.parametrize(
-    ("kind", "clip"), [("gaussian", theory.gaussian_clip), ("laplace", theory.laplace_clip)]
-)
+@pytest.mark.parametrize(("kind", "clip"), [("gaussian", theory.gaussian_clip), ("laplace", theory.laplace_clip)])
 def test_the_clip_minimises_clipping_plus_rounding(kind: str, clip, bits: int) -> None:
     found = clip(bits)
     best = argmin(lambda a: clipping(kind, a) + a * a / (3 * 4**bits), 0.8 * found, 1.2 * found)
@@ -56,9 +54,7 @@ def test_the_clip_minimises_clipping_plus_rounding(kind: str, clip, bits: int) -
 
 
 @pytest.mark.parametrize("bits", [3, 4, 6, 8])
-@pytest.mark.parametrize(
-    ("kind", "clip"), [("gaussian", theory.gaussian_clip), ("laplace", theory.laplace_clip)]
-)
+@pytest.mark.parametrize(("kind", "clip"), [("gaussian", theory.gaussian_clip), ("laplace", theory.laplace_clip)])
 def test_one_sided_data_has_the_clip_of_one_more_bit(kind: str, clip, bits: int) -> None:
     """2^b cells over [0, α] of the folded density: step α/2^b."""
     found = clip(bits, one_sided=True)
@@ -67,9 +63,7 @@ def test_one_sided_data_has_the_clip_of_one_more_bit(kind: str, clip, bits: int)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
-@pytest.mark.parametrize(
-    ("kind", "clip"), [("gaussian", theory.gaussian_clip), ("laplace", theory.laplace_clip)]
-)
+@pytest.mark.parametrize(("kind", "clip"), [("gaussian", theory.gaussian_clip), ("laplace", theory.laplace_clip)])
 def test_a_simulated_quantizer_agrees(kind: str, clip, bits: int) -> None:
     """The formula takes rounding as step²/12 everywhere; a real quantizer agrees, more with more bits."""
     found = clip(bits)
@@ -85,9 +79,7 @@ def test_fewbits_own_quantizer_is_best_near_the_clip() -> None:
 
     def error(alpha: float) -> float:
         # 2^b − 1 steps over [−α, α]; at 8 bits the difference to the formula's 2^b cells is 0.4%.
-        scale, zero_point = scale_and_zero_point(
-            torch.tensor(-alpha), torch.tensor(alpha), "uint8/tensor/asym"
-        )
+        scale, zero_point = scale_and_zero_point(torch.tensor(-alpha), torch.tensor(alpha), "uint8/tensor/asym")
         values = quantize(x, "uint8/tensor/asym", scale=scale, zero_point=zero_point).dequantize().double()
         return float((x - values).square().mean())
 
@@ -113,9 +105,7 @@ def test_sqnr_of_full_scale_uniform_noise_is_6_db_a_bit(bits: int) -> None:
     scale, zero_point = scale_and_zero_point(x.min(), x.max(), spec)
     measured = theory.sqnr(x, quantize(x, spec, scale=scale, zero_point=zero_point).dequantize())
     # 2^b − 1 steps, not 2^b: 0.56 dB at 4 bits
-    assert measured == pytest.approx(
-        theory.sqnr_of_bits(bits) + 20 * math.log10((2**bits - 1) / 2**bits), abs=0.05
-    )
+    assert measured == pytest.approx(theory.sqnr_of_bits(bits) + 20 * math.log10((2**bits - 1) / 2**bits), abs=0.05)
     assert theory.sqnr_of_bits(bits) == pytest.approx(6.0206 * bits, rel=1e-4)
 
 

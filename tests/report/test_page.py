@@ -78,7 +78,7 @@ def test_colours_of_charts_are_those_of_the_theme(page: str, comparison: Compari
 def test_a_bare_comparison_has_cosine_and_no_empty_panels(bare: Comparison) -> None:
     own = without_plotly(render_page(bare))
     assert "Cosine" in own
-    assert "exact dB" in own
+    assert ">exact<" in own
     assert "All figures" not in own
     assert "Speed" not in own
     assert "Notes" not in own

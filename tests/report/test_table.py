@@ -26,7 +26,7 @@ def test_the_whole_model(comparison: Comparison) -> None:
     for told in ("17.7 MiB", "4.67 MiB", "3.80× smaller", "4.72 MiB", "12.3 ms", "4.10 ms", "3.00× the speed"):
         assert told in text
     assert "SQNR 24.6 dB, cosine 0.99812, same top-1 98.4 %" in text
-    assert "SQNR exact dB" in text
+    assert "SQNR exact, cosine" in text
     assert "all outputs" in text
     assert "SQNR 25.0 dB" in text
     assert "100 samples in 10 batches" in text

@@ -15,6 +15,7 @@ from fewbit.report.text import (
     json_safe,
     percent_text,
     seconds_text,
+    sqnr_text,
     times_text,
 )
 
@@ -51,6 +52,12 @@ def test_seconds(seconds: float, text: str) -> None:
 )
 def test_decibels(value: float | None, text: str) -> None:
     assert decibels_text(value) == text
+
+
+def test_sqnr_has_its_unit() -> None:
+    assert sqnr_text(24.56) == "24.6 dB"
+    assert sqnr_text(math.inf) == "exact"
+    assert sqnr_text(-math.inf) == "-inf dB"
 
 
 @pytest.mark.parametrize(

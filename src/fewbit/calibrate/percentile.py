@@ -6,7 +6,7 @@ is that of ``numpy.percentile``: linear between the two order statistics around 
 
 For data at hand it is exact. From the streaming histogram each order statistic is known to be in its bin, so
 the result is **within one bin, max |x| / 4096, of the exact percentile**
-(:mod:`fewbit.calibrate.histogram`); the largest value is exact.
+(:mod:`fewbit.calibrate.histogram`), and 100 percent is min-max exactly.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:
     """
     shape = statistic.seen()
     if spec.symmetric:
-        amax = statistic.amax
-        read = _reader(statistic.folded(), statistic.width, 0.0, torch.zeros_like(amax), amax)
+        read = _reader(statistic.folded(), statistic.width, 0.0, None, statistic.amax)
     else:
         first = -statistic.bins / 2
         read = _reader(statistic.counts, statistic.width, first, statistic.low, statistic.high)
@@ -101,9 +100,7 @@ def solve_tensor(x: Tensor, spec: QSpec, options: Options, name: str = "tensor")
     return Range.of(lo, hi, spec, shape)
 
 
-def _of_sorted(
-    values: Tensor, low: Tensor, high: Tensor, spec: QSpec, options: Options
-) -> tuple[Tensor, Tensor]:
+def _of_sorted(values: Tensor, low: Tensor, high: Tensor, spec: QSpec, options: Options) -> tuple[Tensor, Tensor]:
     ordered = (values.abs() if spec.symmetric else values).sort(1).values
     sizes = torch.full((len(values),), values.shape[1])
 
@@ -134,17 +131,22 @@ def _percentile(read: OrderStatistic, sizes: Tensor, p: Tensor) -> Tensor:
     return below + (position - rank) * (above - below)
 
 
-def _reader(counts: Tensor, width: Tensor, first: float, low: Tensor, high: Tensor) -> OrderStatistic:
-    """Order statistics of counted values, even within a bin; the first bin begins at ``first · width``."""
+def _reader(counts: Tensor, width: Tensor, first: float, low: Tensor | None, high: Tensor) -> OrderStatistic:
+    """Order statistics of counted values, even within a bin; the first bin begins at ``first · width``.
+
+    The largest value ``high`` is known, the smallest, ``low``, if given.
+    """
     cumulative = counts.cumsum(1)
-    low, high, last = low.double(), high.double(), cumulative[:, -1] - 1
+    last = cumulative[:, -1] - 1
 
     def read(rank: Tensor) -> Tensor:
         column = rank.unsqueeze(1)
         index = torch.searchsorted(cumulative, column, right=True)
         held = counts.gather(1, index)
         inside = (column - (cumulative.gather(1, index) - held) + 0.5) / held
-        value = ((index + inside + first).squeeze(1) * width).clamp(low, high)
-        return torch.where(rank >= last, high, value)
+        value = torch.minimum((index + inside + first).squeeze(1) * width, high.double())
+        if low is not None:
+            value = torch.where(rank == 0, low.double(), torch.maximum(value, low.double()))
+        return torch.where(rank == last, high.double(), value)
 
     return read

@@ -14,6 +14,7 @@ from fewbit.errors import FewbitError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from fewbit.recipe import Recipe
     from fewbit.sources import Batches
 
 
@@ -46,6 +47,7 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     from fewbit.sources import load_model
 
     recipe = as_recipe(job.recipe)
+    _check_data(recipe, options)
     with session.stage("load the model"):
         loaded = load_model(job.source)
     data: Batches | None = options.load(loaded) if options.path is not None else None
@@ -74,6 +76,16 @@ def _check_names(job: Job) -> None:
     formats.get(job.format)
     if job.calibrator is not None:
         calibrate.get(job.calibrator)
+
+
+def _check_data(recipe: Recipe, options: DataOptions) -> None:
+    """Tell missing data before a model is loaded."""
+    scheme = recipe.default()
+    if options.path is None and not recipe.rules and scheme.activations is not None and not scheme.dynamic:
+        raise FewbitError(
+            f"recipe {recipe.scheme} has static activations, which need calibration data: name a file or folder "
+            f"with --data, or use {recipe.scheme}-dynamic"
+        )
 
 
 def _document(job: Job, model: Any, quantized: Any) -> dict[str, Any]:

@@ -93,16 +93,16 @@ def running(as_json: bool) -> Iterator[Session]:
         typer.Exit: With the exit code, when something went wrong.
     """
     session, stdout = Session(as_json), sys.stdout
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
     try:
-        with contextlib.redirect_stdout(sys.stderr), session.bars():
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), session.bars():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
             yield session
         _print_result(session, stdout)
     except BrokenPipeError:
         _discard(stdout)
         raise typer.Exit(1) from None
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, typer.Exit) or os.environ.get(TRACEBACK_VARIABLE):
             raise
         sentence, code = _diagnosis(error)
@@ -119,6 +119,8 @@ def _diagnosis(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         what = error.strerror or str(error) or type(error).__name__
         return f"{error.filename}: {what}" if error.filename else what, USER_ERROR
+    if isinstance(error, SystemExit):
+        return f"the code of the source ended the program (SystemExit: {error.code})", USER_ERROR
     if isinstance(error, MemoryError):
         return "there is not enough memory; a smaller --batch-size needs less", 1
     told = (str(error).strip() or "no message").splitlines()[0]
@@ -166,7 +168,7 @@ def _print_result(session: Session, stdout: TextIO) -> None:
 
         console = Console(file=stdout)
         if not console.is_terminal and "COLUMNS" not in os.environ:
-            console.width = 160  # a file or a pipe has no width to respect
+            console.width = 240  # a file or a pipe has no width to respect
         for part in session.shown:
             console.print(part)
         stdout.flush()

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fewbit.errors import FewbitError
 
-
 _DTYPES = ((torch.int8, torch.uint8), (torch.int16, torch.uint16))  # up to 8 bits, 16 bits
 
 

@@ -100,16 +100,12 @@ def _run_batch(batch: Any, number: int, model: nn.Module, layers: LayerPass, out
 
 def _time(model: nn.Module, quantized: nn.Module, batch: Any, repeats: int, tell: Progress) -> TimePair:
     tell("time", 0, 0)
-    before, after = interleaved_times(
-        [lambda: call_model(model, batch), lambda: call_model(quantized, batch)], repeats
-    )
+    before, after = interleaved_times([lambda: call_model(model, batch), lambda: call_model(quantized, batch)], repeats)
     tell("time", 1, 1)
     return TimePair(before, after, torch.get_num_threads())
 
 
-def _size(
-    model: nn.Module, quantized: nn.Module, files: tuple[str | Path | None, str | Path | None]
-) -> SizePair:
+def _size(model: nn.Module, quantized: nn.Module, files: tuple[str | Path | None, str | Path | None]) -> SizePair:
     on_disk = [None if path is None else file_bytes(path) for path in files]
     return SizePair(model_bytes(model), model_bytes(quantized), *on_disk)
 

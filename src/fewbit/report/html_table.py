@@ -51,17 +51,17 @@ def layer_columns(comparison: Comparison) -> list[Column]:
     return [
         Column("layer", [row.name for row in rows], is_number=False, is_code=True),
         Column("#", range(1, len(rows) + 1)),
-        Column("type", [row.kind for row in rows], is_number=False),
-        Column("weights", [row.weight_spec for row in rows], is_number=False, is_code=True),
-        Column("input", [row.input_spec for row in rows], is_number=False, is_code=True),
-        Column("parameters", [row.parameters for row in rows], count_text),
-        Column("before", [row.bytes_before for row in rows], bytes_text),
-        Column("after", [row.bytes_after for row in rows], bytes_text),
-        Column("weight SQNR", [row.weight_sqnr for row in rows], decibels_text),
         Column("output SQNR", [row.output_sqnr for row in rows], decibels_text),
         Column("alone", [row.alone_sqnr for row in rows], decibels_text),
+        Column("weight SQNR", [row.weight_sqnr for row in rows], decibels_text),
+        Column("before", [row.bytes_before for row in rows], bytes_text),
+        Column("after", [row.bytes_after for row in rows], bytes_text),
         *_quantizer_columns("weight", [row.weight for row in rows]),
         *_quantizer_columns("input", [row.input for row in rows]),
+        Column("weights", [row.weight_spec for row in rows], is_number=False, is_code=True),
+        Column("input", [row.input_spec for row in rows], is_number=False, is_code=True),
+        Column("type", [row.kind for row in rows], is_number=False),
+        Column("parameters", [row.parameters for row in rows], count_text),
     ]
 
 

@@ -17,7 +17,7 @@ from fewbit.atomic import write_text
 from fewbit.errors import require
 from fewbit.report.charts import Chart, charts
 from fewbit.report.html_table import html_table, layer_columns, output_columns
-from fewbit.report.text import bytes_text, decibels_text, percent_text, seconds_text, times_text
+from fewbit.report.text import bytes_text, percent_text, seconds_text, sqnr_text, times_text
 
 if TYPE_CHECKING:
     from fewbit.report.result import Comparison
@@ -73,12 +73,10 @@ def _cards(comparison: Comparison) -> list[str]:
         sizes += f", {bytes_text(size.file_after)} on disk"
     cards = [
         _card("Smaller", times_text(size.ratio), sizes),
-        _card("Output SQNR", f"{decibels_text(comparison.output_sqnr)} dB", "signal to quantization noise"),
+        _card("Output SQNR", sqnr_text(comparison.output_sqnr), "signal to quantization noise"),
     ]
     if comparison.top1 is not None:
-        cards.append(
-            _card("Same prediction", percent_text(comparison.top1), "top-1 agreement with the original")
-        )
+        cards.append(_card("Same prediction", percent_text(comparison.top1), "top-1 agreement with the original"))
     else:
         cards.append(_card("Cosine", f"{comparison.cosine:.5f}", "similarity to the original's output"))
     if time is not None:
@@ -96,9 +94,7 @@ def _card(name: str, value: str, detail: str) -> str:
 
 
 def _panel(title: str, hint: str, body: str) -> str:
-    return (
-        f'<section class="panel"><h2>{escape(title)}</h2><p class="hint">{escape(hint)}</p>{body}</section>'
-    )
+    return f'<section class="panel"><h2>{escape(title)}</h2><p class="hint">{escape(hint)}</p>{body}</section>'
 
 
 def _plot(chart: Chart) -> str:
@@ -108,17 +104,13 @@ def _plot(chart: Chart) -> str:
 def _outputs(comparison: Comparison) -> str:
     if len(comparison.outputs) < 2:
         return ""
-    return _panel(
-        "Outputs", "Each floating output of the model.", html_table("outputs", output_columns(comparison))
-    )
+    return _panel("Outputs", "Each floating output of the model.", html_table("outputs", output_columns(comparison)))
 
 
 def _layers(comparison: Comparison) -> str:
     if not comparison.rows:
         return ""
-    search = (
-        '<input type="search" data-filters="layers" placeholder="Filter layers" aria-label="Filter layers">'
-    )
+    search = '<input type="search" data-filters="layers" placeholder="Filter layers" aria-label="Filter layers">'
     table = html_table("layers", layer_columns(comparison))
     return _panel("All figures", "Click a heading to sort.", search + table)
 

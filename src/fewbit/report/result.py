@@ -111,5 +111,5 @@ class Comparison:
         from rich.console import Console
 
         buffer = io.StringIO()
-        Console(file=buffer, width=200).print(self.table())
+        Console(file=buffer, width=240).print(self.table())
         return buffer.getvalue()

@@ -16,6 +16,7 @@ from fewbit.report.text import (
     decibels_text,
     percent_text,
     seconds_text,
+    sqnr_text,
     times_text,
 )
 
@@ -37,9 +38,7 @@ def whole_table(comparison: Comparison) -> Table:
     """Size, time and error of the whole model: before, after, and what it means."""
     table = plain_table("whole model", "", "before", "after", "")
     size = comparison.size
-    table.add_row(
-        "weights", bytes_text(size.before), bytes_text(size.after), f"{times_text(size.ratio)} smaller"
-    )
+    table.add_row("weights", bytes_text(size.before), bytes_text(size.after), f"{times_text(size.ratio)} smaller")
     if size.file_before is not None or size.file_after is not None:
         table.add_row("on disk", _file(size.file_before), _file(size.file_after), _file_ratio(comparison))
     if comparison.time is not None:
@@ -48,12 +47,12 @@ def whole_table(comparison: Comparison) -> Table:
         meaning = f"{times_text(time.speedup)} the speed, {time.threads} threads"
         table.add_row("time a batch", before, after, meaning)
     for output in comparison.outputs:
-        error = f"SQNR {decibels_text(output.sqnr)} dB, cosine {output.cosine:.5f}"
+        error = f"SQNR {sqnr_text(output.sqnr)}, cosine {output.cosine:.5f}"
         if output.top1 is not None:
             error += f", same top-1 {percent_text(output.top1)}"
         table.add_row(f"output {escape(output.name)}", "", "", error)
     if len(comparison.outputs) > 1:
-        table.add_row("all outputs", "", "", f"SQNR {decibels_text(comparison.output_sqnr)} dB")
+        table.add_row("all outputs", "", "", f"SQNR {sqnr_text(comparison.output_sqnr)}")
     table.caption = f"{comparison.samples} samples in {comparison.batches} batches"
     return table
 
@@ -105,9 +104,7 @@ def _legend(row: LayerCost, varied: list[str]) -> str:
 
 def plain_table(title: str, *headings: str) -> Table:
     """A table in the style of all of fewbit's: the first column to the left, the others to the right."""
-    table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     return table

@@ -34,6 +34,11 @@ def decibels_text(value: float | None) -> str:
     return "exact" if math.isinf(value) and value > 0 else f"{value:.1f}"
 
 
+def sqnr_text(value: float) -> str:
+    """``"24.5 dB"``, or ``"exact"``."""
+    return "exact" if value == math.inf else f"{decibels_text(value)} dB"
+
+
 def percent_text(fraction: float | None) -> str:
     """``"98.4 %"``; small shares keep two digits, ``"0.012 %"``."""
     if fraction is None:

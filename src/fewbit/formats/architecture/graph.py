@@ -15,7 +15,7 @@ import contextlib
 import inspect
 import keyword
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -122,7 +122,7 @@ def _no_questions(model: nn.Module) -> Iterator[None]:
 
     def ask(value: Any, kinds: Any) -> bool:
         if isinstance(value, fx.Proxy):
-            asked = set(kinds if isinstance(kinds, tuple) else (kinds,))
+            asked = set(kinds if isinstance(kinds, tuple) else get_args(kinds) or (kinds,))
             if value.node.op != "placeholder" or not asked <= {list, tuple, dict, str}:
                 raise Undescribable("a forward that asks whether a value is of a type")
         return isinstance(value, kinds)
@@ -130,7 +130,7 @@ def _no_questions(model: nn.Module) -> Iterator[None]:
     functions = (getattr(inspect.unwrap(type(module).forward), "__globals__", {}) for module in model.modules())
     spaces = {id(space): space for space in functions if not space.get("__name__", "torch").startswith("torch.")}
     is_tensor = torch.is_tensor
-    before = [(space, {**space}.get("isinstance")) for space in spaces.values()]
+    before = [(space, space.get("isinstance")) for space in spaces.values()]
     try:
         for space in spaces.values():
             space["isinstance"] = ask
