@@ -164,10 +164,12 @@ class TestRefused:
         with pytest.raises(FewbitError, match=r"write \[batch\]"):
             fewbit.quantize(cnn, "W8A8", batches[0])
 
-    def test_nan_weights(self, cnn, batches):
-        cnn[9].weight.data[0, 0] = float("nan")
-        with pytest.raises(FewbitError, match=r"the weight of 9 holds NaN"):
-            fewbit.quantize(cnn, "W8A16")
+    @pytest.mark.parametrize("name", ["0", "9"])
+    @pytest.mark.parametrize("scheme", ["W8A16", "W8A8"])
+    def test_nan_weights_name_the_layer(self, cnn, batches, name, scheme):
+        cnn.get_submodule(name).weight.data[0, 0] = float("nan")
+        with pytest.raises(FewbitError, match=f"the weight of {name} holds NaN"):
+            fewbit.quantize(cnn, scheme, batches)
 
     def test_nan_data_names_the_layer(self, cnn, batches):
         batches[1][0, 0, 0, 0] = float("inf")

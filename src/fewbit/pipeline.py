@@ -21,7 +21,7 @@ from fewbit.nn import FoldResult, QuantizationInfo, attach_info, fold_batch_norm
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs, first_tensor
 from fewbit.nn.observe import observed
-from fewbit.nn.plan import check_plans, join_tied
+from fewbit.nn.plan import check_plans, check_weights, join_tied
 from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec, as_spec
@@ -67,6 +67,7 @@ def quantize(
     plans, notes = join_tied(work, plans)
     check_plans(plans)
     chosen = [plan for plan in plans if plan.scheme is not None]
+    check_weights(work, chosen)
     statistics = new_statistics(chosen, recipe, bias_correction and data is not None)
     _collect(work, statistics, batches, recipe, progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -126,7 +127,18 @@ def float_model(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def quantized(factory: Callable[[], nn.Module], shape: tuple[int, ...], recipe: str = "W8A8") -> nn.Module:
-    return fewbit.quantize(float_model(factory), recipe, data=[example(shape, 2), example(shape, 3)])
+    return fewbit.quantize(float_model(factory), recipe, data=[example(shape, 2)])
+
+
+@functools.cache
+def _sample(name: str, recipe: str | None) -> nn.Module:
+    factory, shape = MODELS[name]
+    return float_model(factory) if recipe is None else quantized(factory, shape, recipe)
+
+
+def sample(name: str, recipe: str | None = "W8A8") -> nn.Module:
+    """A quantized model of `MODELS`, or the float one; a copy of its own for everyone who asks."""
+    return copy.deepcopy(_sample(name, recipe))
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -164,7 +176,3 @@ def rewrite_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) ->
     path = folder / _tensors.NAME
     weights = {"file": _tensors.NAME, "bytes": path.stat().st_size, "sha256": _tensors.sha256(path)}
     rewrite(folder, lambda content: content.update(weights=weights))
-
-
-def copied(tree: Any) -> Any:
-    return copy.deepcopy(tree)

@@ -57,8 +57,8 @@ def saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("recipe", [*RECIPES, None])
 @pytest.mark.parametrize("name", samples.MODELS)
 def test_a_model_comes_back_bit_for_bit(tmp_path: Path, name: str, recipe: str | None) -> None:
-    factory, shape = samples.MODELS[name]
-    model = samples.float_model(factory) if recipe is None else samples.quantized(factory, shape, recipe)
+    shape = samples.MODELS[name][1]
+    model = samples.sample(name, recipe)
     before = copy.deepcopy(model.state_dict())
     assert save(model, tmp_path / "out", source="a test") == tmp_path / "out"
     samples.assert_same(dict(model.state_dict()), dict(before))
@@ -75,7 +75,7 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, name: str, recipe: str |
 
 
 def test_a_loaded_model_can_be_saved_again_to_the_same_bytes(tmp_path: Path) -> None:
-    save(samples.quantized(samples.ResidualNet, samples.IMAGE), tmp_path / "one")
+    save(samples.sample("residual"), tmp_path / "one")
     for before, after in (("one", "two"), ("two", "three")):
         save(fewbit.load(tmp_path / before), tmp_path / after)
     one, two, three = (native.load(tmp_path / each) for each in ("one", "two", "three"))
@@ -88,14 +88,15 @@ def test_a_loaded_model_can_be_saved_again_to_the_same_bytes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", samples.MODELS)
 def test_saving_is_deterministic(tmp_path: Path, name: str) -> None:
+    """Of two copies; that quantizing twice gives the same model is for others to test."""
     for each in ("one", "two"):
-        save(samples.quantized(*samples.MODELS[name]), tmp_path / each)
+        save(samples.sample(name), tmp_path / each)
     for file in FILES:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_a_sequential_keeps_its_class_and_its_order(tmp_path: Path) -> None:
-    model = samples.quantized(samples.sequential, samples.IMAGE)
+    model = samples.sample("sequential")
     loaded = fewbit.load(save(model, tmp_path / "out"))
     assert type(loaded) is nn.Sequential
     assert str(loaded) == str(model)
@@ -104,8 +105,7 @@ def test_a_sequential_keeps_its_class_and_its_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", ["W8A16", None])
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path, recipe: str | None) -> None:
-    factory, shape = samples.MODELS["tied"]
-    model = samples.float_model(factory) if recipe is None else samples.quantized(factory, shape, recipe)
+    model = samples.sample("tied", recipe)
     loaded: Any = fewbit.load(save(model, tmp_path / "out"))
     if recipe is None:
         assert loaded.head.weight is loaded.embed.weight
@@ -150,7 +150,7 @@ def test_saving_leaves_no_trace_on_the_model(tmp_path: Path) -> None:
 
 
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
-    save(samples.quantized(samples.ResidualNet, samples.IMAGE), tmp_path / "out")
+    save(samples.sample("residual"), tmp_path / "out")
     before = torch.get_rng_state()
     fewbit.load(tmp_path / "out")
     assert torch.equal(torch.get_rng_state(), before)
@@ -192,7 +192,7 @@ def test_an_untraceable_model_needs_the_float_model_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", samples.MODELS)
 def test_every_model_can_also_be_loaded_into_its_float_self(tmp_path: Path, name: str) -> None:
     factory, shape = samples.MODELS[name]
-    model = samples.quantized(factory, shape)
+    model = samples.sample(name)
     loaded = fewbit.load(save(model, tmp_path / "out"), factory)
     assert type(loaded) is type(model)
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_every_model_can_also_be_loaded_into_its_float_self(tmp_path: Path, name
 
 
 def test_a_float_model_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    save(samples.quantized(samples.ResidualNet, samples.IMAGE), tmp_path / "out")
+    save(samples.sample("residual"), tmp_path / "out")
     assert "does not fit" in refused(tmp_path / "out", nn.Linear(2, 2))
     assert "does not fit" in refused(tmp_path / "out", samples.TiedModel)
     assert "returned a int" in refused(tmp_path / "out", lambda: 3)
@@ -291,7 +291,7 @@ STRANGE: list[Any] = [
 @pytest.mark.parametrize("name", ["residual", "padded", "tied"])
 def test_any_value_in_the_description_may_be_anything(tmp_path: Path, name: str) -> None:
     """Whatever stands there, loading gives a module or one sentence."""
-    folder = save(samples.quantized(*samples.MODELS[name]), tmp_path / "out")
+    folder = save(samples.sample(name), tmp_path / "out")
     content = json.loads((folder / _manifest.NAME).read_bytes())
     content.pop("digest")
     paths = [path for path in deeper(content) if path and path[0] != "quantization"]
@@ -362,7 +362,7 @@ def test_a_save_that_is_stopped_leaves_nothing(
     def stop(*_: Any, **__: Any) -> None:
         raise failure
 
-    model = samples.quantized(samples.sequential, samples.IMAGE)
+    model = samples.sample("sequential")
     kept = save(samples.quantized(lambda: nn.Linear(4, 3), (2, 4)), tmp_path / "kept")
     before = {file: (kept / file).read_bytes() for file in FILES}
     target = {
@@ -379,7 +379,7 @@ def test_a_save_that_is_stopped_leaves_nothing(
 
 
 def test_only_an_earlier_output_is_replaced_and_only_when_asked(saved: Path, tmp_path: Path) -> None:
-    model = samples.quantized(samples.sequential, samples.IMAGE)
+    model = samples.sample("sequential")
     before = {file: (saved / file).read_bytes() for file in FILES}
     with pytest.raises(FewbitError, match="pass overwrite=True"):
         fewbit.save(model, saved)
@@ -409,7 +409,7 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
 
 def test_a_damaged_output_can_be_overwritten(saved: Path) -> None:
     (saved / _manifest.NAME).write_text("garbage")
-    save(samples.quantized(samples.sequential, samples.IMAGE), saved, overwrite=True)
+    save(samples.sample("sequential"), saved, overwrite=True)
     fewbit.load(saved)
 
 

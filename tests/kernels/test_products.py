@@ -6,6 +6,9 @@ and ``|W_q|``; where scales are 1 and nothing exceeds 2^24 there is no error at 
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -241,6 +244,66 @@ def test_conv_holds_integers_exactly(
     x, t = conv_case(case, w, a, seed, ones=True)
     result = products.conv(x.codes, x.scale, x.zero_point, pack(t), None, case[0])
     assert torch.equal(result.double(), exact_conv(x.centred(), exact_weight(t), case[0]))
+
+
+def geometry(
+    kernel: tuple[int, ...], stride: tuple[int, ...], pad: tuple[int, ...], dilation: tuple[int, ...], groups: int = 1
+) -> Geometry:
+    return Geometry(kernel, stride, tuple((p, p) for p in pad), dilation, groups)
+
+
+# oneDNN as torch 2.13 ships it gives other integers for these on AVX-512 VNNI. (geometry, input, output channels)
+ONEDNN_GETS_WRONG = {
+    "channel multiplier, output of width 1": (geometry((1, 3), (1, 2), (0, 0), (1, 1), 3), (2, 3, 4, 4), 6),
+    "channel multiplier 40": (geometry((3,), (1,), (1,), (1,), 8), (2, 8, 9), 320),
+    "input of width 1": (geometry((3, 2), (2, 1), (1, 1), (1, 2)), (1, 8, 3, 1), 1),
+    "positions within the border": (geometry((2, 1), (1, 1), (2, 2), (1, 1), 3), (1, 3, 4, 2), 6),
+    "volume of depth 1": (geometry((3, 2, 3), (2, 3, 1), (1, 1, 0), (1, 2, 1), 3), (1, 3, 1, 2, 6), 9),
+    "volume of depth 1, one channel": (geometry((3, 3, 3), (1, 2, 2), (2, 2, 1), (1, 1, 1)), (1, 1, 1, 2, 6), 3),
+}
+# ... and ends the process for these.
+ONEDNN_CRASHES = """
+import os, torch
+from fewbit.kernels import products
+from fewbit.kernels.products import Geometry
+from fewbit.kernels.weights import PackedMatrix
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec
+for kernel, stride, pad, dilation, shape in (
+    ((1,), (2,), (1,), (2,), (2, 4, 1)),
+    ((2, 1), (3, 2), (0, 1), (2, 2), (2, 3, 4, 1)),
+    ((1, 1), (2, 3), (1, 2), (2, 2), (1, 2, 5, 1)),
+    ((3, 2, 1), (1, 3, 3), (2, 0, 2), (1, 2, 2), (2, 1, 2, 4, 1)),
+):
+    k = shape[1] * torch.Size(kernel).numel()
+    codes = torch.arange(4 * k).reshape(4, k).to(torch.int8)
+    matrix = PackedMatrix.pack(QTensor(codes, torch.ones(4), None, QSpec.parse("int8/channel/sym"), (4, k)))
+    x = torch.arange(torch.Size(shape).numel()).reshape(shape).to(torch.uint8)
+    walk = Geometry(kernel, stride, tuple((p, p) for p in pad), dilation, 1)
+    results = []
+    for isa in ("", "portable"):
+        os.environ["FEWBIT_ISA"] = isa
+        results.append(products.conv(x, torch.ones(()), torch.tensor(7), matrix, None, walk))
+    assert torch.equal(*results), walk
+"""
+
+
+@pytest.mark.parametrize("case", ONEDNN_GETS_WRONG.values(), ids=ONEDNN_GETS_WRONG)
+@pytest.mark.parametrize("zero", [0, 77])
+def test_geometries_that_onednn_gets_wrong_are_right(
+    isa: str, case: tuple[Geometry, tuple[int, ...], int], zero: int
+) -> None:
+    x, t = conv_case(case, "int8/channel/sym", "uint8/tensor/asym", 1, ones=True)
+    x = Activations(x.codes, x.scale, torch.tensor(zero, dtype=torch.int32))
+    result = products.conv(x.codes, x.scale, x.zero_point, pack(t), None, case[0])
+    assert torch.equal(result.double(), exact_conv(x.centred(), exact_weight(t), case[0]))
+
+
+def test_geometries_that_crash_onednn_are_right() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ONEDNN_CRASHES], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 PLAIN = Geometry((3, 3), (2, 1), ((1, 1), (1, 1)), (1, 1), 1)

@@ -64,7 +64,7 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = N
     if left:
         result.notes.append(f"batch norm left in float (not behind a layer that feeds it alone): {', '.join(left)}")
     after = _output(model, run)
-    if before is not None and after is not None:
+    if before is not None and after is not None and bool(torch.isfinite(before).all()):
         change = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
         if not change <= _TOLERANCE:
             raise FewbitError(f"folding batch norm changed the outputs by {change:.1e} of their largest value")

@@ -17,7 +17,7 @@ from fewbit.nn.weight import QuantizedWeight
 
 
 class QuantLayer(nn.Module):
-    """What the quantized layers share."""
+    """What the quantized layers share. Their arguments are named as those of the torch layers they stand for."""
 
     bias: Tensor | None
 
@@ -62,9 +62,9 @@ class QuantLayer(nn.Module):
 class QuantLinear(QuantLayer):
     """``y = x Wᵀ + b`` for ``x [..., K]``; also stands for Hugging Face's ``Conv1D``."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Float in, float out, of the same dtype."""
-        return self.weight.linear(x, self.bias)
+        return self.weight.linear(input, self.bias)
 
 
 class QuantConv(QuantLayer):
@@ -80,11 +80,11 @@ class QuantConv(QuantLayer):
         super().__init__(weight, bias)
         self.geometry, self.border = geometry, border
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[N, C, *spatial]`` or ``[C, *spatial]`` in, float out."""
         if self.border is not None:
-            x = F.pad(x, self.border[1], mode=self.border[0])
-        return self.weight.conv(x, self.bias, self.geometry)
+            input = F.pad(input, self.border[1], mode=self.border[0])
+        return self.weight.conv(input, self.bias, self.geometry)
 
     @classmethod
     def from_float(cls, module: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> Self:
@@ -119,7 +119,7 @@ class QuantConvTranspose2d(QuantLayer):
         super().__init__(weight, bias)
         self.geometry, self.stride = geometry, tuple(stride)
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """``[N, C, H, W]`` or ``[C, H, W]`` in, float out.
 
         Raises:
@@ -127,10 +127,10 @@ class QuantConvTranspose2d(QuantLayer):
         """
         if output_size is not None:
             raise FewbitError("a quantized ConvTranspose2d takes no output_size; set output_padding on the float layer")
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         (top, bottom), (left, right) = self.geometry.padding
-        spread = F.pad(_spread(x, self.stride), [left, right, top, bottom])  # negative padding crops
+        spread = F.pad(_spread(input, self.stride), [left, right, top, bottom])  # negative padding crops
         unpadded = Geometry(self.geometry.kernel, (1, 1), ((0, 0),) * 2, self.geometry.dilation, self.geometry.groups)
         return self.weight.conv(spread, self.bias, unpadded)
 
@@ -155,9 +155,9 @@ class QuantEmbedding(QuantLayer):
         super().__init__(weight, bias)
         self.dtype = dtype
 
-    def forward(self, index: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """``[…]`` integers in, ``[…, features]`` out."""
-        return self.weight.embedding(index, self.dtype)
+        return self.weight.embedding(input, self.dtype)
 
     @classmethod
     def from_float(cls, module: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> Self:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewbit.errors import FewbitError
 from fewbit.kernels.activations import integer_activations
+from fewbit.numbers.affine import check_finite
 from fewbit.numbers.granularity import PerChannel
 from fewbit.recipe import LayerPlan, Scheme
 
@@ -59,6 +60,18 @@ def check_plans(plans: list[LayerPlan]) -> None:
             problem = _problem(plan.scheme)
             if problem is not None:
                 raise FewbitError(f"layer {plan.name} ({plan.kind}): {problem}")
+
+
+def check_weights(model: nn.Module, plans: list[LayerPlan]) -> None:
+    """Refuse weights that have no codes, before data is run through them.
+
+    Raises:
+        FewbitError: NaN or infinity; the message names the layer.
+    """
+    for plan in plans:
+        weight = model.get_submodule(plan.name).weight
+        assert isinstance(weight, Tensor)
+        check_finite(weight, f"the weight of {plan.name}")
 
 
 def _problem(scheme: Scheme) -> str | None:

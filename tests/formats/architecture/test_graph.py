@@ -122,10 +122,8 @@ def test_a_traced_model_computes_the_same(name: str) -> None:
 
 
 def test_quantized_layers_are_leaves_and_those_of_own_class_keep_working() -> None:
-    for factory in (samples.ResidualNet, samples.padded, samples.TiedModel):
-        name = {samples.ResidualNet: "residual", samples.padded: "padded", samples.TiedModel: "tied"}[factory]
-        shape = samples.MODELS[name][1]
-        model = samples.quantized(factory, shape)
+    for name in ("residual", "padded", "tied"):
+        model, shape = samples.sample(name), samples.MODELS[name][1]
         built = rebuilt(model)
         samples.assert_same(built(samples.example(shape)), model(samples.example(shape)))
         assert [path for path, _ in built.named_modules(remove_duplicate=False)] == [
@@ -134,7 +132,7 @@ def test_quantized_layers_are_leaves_and_those_of_own_class_keep_working() -> No
 
 
 def test_optional_arguments_are_fixed_at_their_defaults() -> None:
-    built = rebuilt(samples.float_model(samples.ResidualNet))
+    built = rebuilt(samples.sample("residual", None))
     x = samples.example(samples.IMAGE)
     with torch.no_grad():
         built(x=x)
@@ -144,7 +142,7 @@ def test_optional_arguments_are_fixed_at_their_defaults() -> None:
 
 def test_a_built_graph_can_be_exported_and_copied() -> None:
     x = samples.example(samples.IMAGE)
-    built = rebuilt(samples.quantized(samples.ResidualNet, samples.IMAGE))
+    built = rebuilt(samples.sample("residual"))
     samples.assert_same(copy.deepcopy(built)(x)["logits"], built(x)["logits"])
     samples.assert_same(torch.export.export(built, (x,)).module()(x)["logits"], built(x)["logits"])
 
@@ -190,7 +188,7 @@ def with_own_forward(model: nn.Module) -> nn.Module:
     ],
 )
 def test_what_a_trace_cannot_hold_is_told(make: Callable[[nn.Module], nn.Module], reason: str) -> None:
-    model = make(samples.float_model(samples.ResidualNet))
+    model = make(samples.sample("residual", None))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(Undescribable, match=reason):
         graph.describe(model)

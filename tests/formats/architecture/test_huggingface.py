@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,9 +72,14 @@ def batch(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(3, 30, (2, 7), generator=generator)}
 
 
-def make(name: str, recipe: str | None = "W8A8") -> Any:
+@functools.cache
+def made(name: str, recipe: str | None) -> nn.Module:
     model = samples.float_model(MODELS[name])
     return model if recipe is None else fewbit.quantize(model, recipe, data=[batch(name, 1)])
+
+
+def make(name: str, recipe: str | None = "W8A8") -> Any:
+    return copy.deepcopy(made(name, recipe))
 
 
 def outputs(model: nn.Module, name: str) -> list[torch.Tensor]:

@@ -67,7 +67,7 @@ def test_a_tree_that_computes_nothing_is_refused() -> None:
 
 
 def test_outer_modules_stop_at_layers() -> None:
-    model = samples.quantized(samples.ResidualNet, samples.IMAGE)
+    model = samples.sample("residual")
     once, twice = tree.outer_modules(model), tree.outer_modules(model, duplicates=True)
     assert "stem.0" in once
     assert not any(path.startswith("stem.0.") for path in twice)
