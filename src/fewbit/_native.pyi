@@ -86,9 +86,7 @@ def histogram_rows(x: Array, inv_width: Array, counts: Array) -> None:
         counts: int64 [R, B] with B from 1 to 2^22; added to, not cleared.
     """
 
-def mse_search_rows(
-    x: Array, candidates: Array, symmetric: bool, qmin: int, qmax: int, lo: Array, hi: Array
-) -> None:
+def mse_search_rows(x: Array, candidates: Array, symmetric: bool, qmin: int, qmax: int, lo: Array, hi: Array) -> None:
     """For each row the clip, among fractions p of its range, that quantizes it with the least squared error.
 
     Symmetric: the range is ±amax, ``scale = p * amax / qmax`` (``/ -qmin`` where qmax is 0), zero point 0.

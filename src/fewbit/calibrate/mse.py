@@ -38,6 +38,7 @@ _OCTAVES = 7  # the smallest clip from a stream is max |x| / 128, 32 to 64 bins
 _COARSE, _COARSE_BOTH_ENDS, _FINE = 1 / 8, 1 / 2, 1 / 64
 _MOVES = (0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.2, 1.5)
 _ROUNDS, _WORTH_ANOTHER = 3, 0.99  # a row whose error fell by 1% is tried again
+_COARSE_VALUES = 1024  # the coarse search looks at no more values than this
 _AT_ONCE = 1 << 17  # values quantized at a time: the temporaries stay in the cache
 _FLOAT32 = torch.finfo(torch.float32)
 
@@ -125,10 +126,18 @@ def squared_errors(x: Tensor, lo: Tensor, hi: Tensor, spec: QSpec, weights: Tens
     for rows, columns in tiles(x, _AT_ONCE):
         tile = x[rows, columns].float()
         zeros = None if zero_point is None else zero_point[rows]
-        rounded = fake_quantize(tile, by_row, scale=scale[rows], zero_point=zeros)
-        squares = (rounded.double() - tile).square_()
+        squares = (_round_trip(tile, by_row, scale[rows], zeros) - tile).double().square_()
         errors[rows] += squares.sum(1) if weights is None else squares @ weights[columns]
     return errors.masked_fill_(~usable, torch.inf)
+
+
+def _round_trip(x: Tensor, by_row: QSpec, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """Quantize and dequantize rows whose scales are known to be good; integers without the affine map's checks."""
+    if not by_row.format.is_integer:
+        return fake_quantize(x, by_row, scale=scale, zero_point=zero_point)
+    step = scale[:, None]
+    zeros = torch.zeros(1, 1) if zero_point is None else zero_point[:, None].float()
+    return (x / step).round_().add_(zeros).clamp_(by_row.qmin, by_row.qmax).sub_(zeros).mul_(step)
 
 
 def _usable(lo: Tensor, hi: Tensor, spec: QSpec) -> Tensor:
@@ -145,20 +154,34 @@ def _search(values: Tensor, counts: Tensor, lo: Tensor, hi: Tensor, spec: QSpec)
     """Coarse to fine over the ends of one block; ``octaves [candidates, 2]`` are log2 of their fractions."""
     ends = torch.stack([lo, hi])
 
-    def best_of(octaves: Tensor) -> tuple[Tensor, float]:
+    def best_of(octaves: Tensor, at: Tensor, weight: Tensor) -> tuple[Tensor, float]:
         clips = ends * torch.exp2(octaves)
-        errors = squared_errors(values.expand(len(clips), -1), clips[:, 0], clips[:, 1], spec, counts)
+        errors = squared_errors(at.expand(len(clips), -1), clips[:, 0], clips[:, 1], spec, weight)
         index = int(errors.argmin())
         return octaves[index], float(errors[index])
 
     step = _COARSE if spec.symmetric else _COARSE_BOTH_ENDS
-    at, least = best_of(_coarse_grid(step, spec.symmetric, bool(lo < 0), bool(hi > 0)))
+    grid = _coarse_grid(step, spec.symmetric, bool(lo < 0), bool(hi > 0))
+    start, _ = best_of(grid, *_thinned(values, counts))
+    at, least = best_of(torch.stack([grid[0], start]), values, counts)
     line = torch.arange(-step, step + _FINE, _FINE).unsqueeze(1)
     for direction in [(1.0, 1.0)] if spec.symmetric else 2 * [(0.0, 1.0), (1.0, 0.0)]:
-        there, error = best_of((at + line * torch.tensor(direction)).clamp(max=0))
+        there, error = best_of((at + line * torch.tensor(direction)).clamp(max=0), values, counts)
         at, least = (there, error) if error < least else (at, least)
     lo, hi = ends * torch.exp2(at)
     return lo, hi
+
+
+def _thinned(values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The same data in at most ``_COARSE_VALUES`` values: neighbours become one at their mean."""
+    each = -(-len(values) // _COARSE_VALUES)
+    if each == 1:
+        return values, counts
+    missing = -len(values) % each
+    weight = torch.nn.functional.pad(counts, (0, missing)).reshape(-1, each)
+    at = torch.nn.functional.pad(values.double(), (0, missing)).reshape(-1, each)
+    total = weight.sum(1)
+    return ((at * weight).sum(1) / total).float(), total
 
 
 def _coarse_grid(step: float, tied: bool, below: bool, above: bool) -> Tensor:

@@ -28,9 +28,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if self.lo.shape != self.hi.shape:
-            raise FewbitError(
-                f"a range has {tuple(self.lo.shape)} lower and {tuple(self.hi.shape)} upper ends"
-            )
+            raise FewbitError(f"a range has {tuple(self.lo.shape)} lower and {tuple(self.hi.shape)} upper ends")
         if not bool((torch.isfinite(self.lo) & torch.isfinite(self.hi) & (self.lo <= self.hi)).all()):
             raise FewbitError("a range has a bound that is NaN, infinite or out of order")
 
