@@ -94,7 +94,8 @@ def main() -> None:
                 reached = ratio
     verdict = "held" if reached >= BAR else "**missed**"
     text = (
-        f"# int8 linear layers\n\nMedians of {repeats} interleaved runs, {COPIES} rotating weights; ratio: torch FP32 / this.\n\n"
+        f"# int8 linear layers\n\nMedians of {repeats} interleaved runs, "
+        f"{COPIES} rotating weights; ratio: torch FP32 / this.\n\n"
         + markdown_table(["M×K×N", "", "ms", "× torch FP32", "GOP/s"], rows, left=2)
         + f"\n\nThe bar, W8A8-dynamic at 512×4096×4096 at least {BAR}× torch FP32: {reached:.2f}, {verdict}."
     )

@@ -207,7 +207,7 @@ class TestRefused:
             fewbit.quantize(cnn, Recipe("W8A8", rules=(Rule("*", skip=True),)), batches)
 
     def test_something_that_is_no_module(self):
-        with pytest.raises(FewbitError, match="takes an nn.Module, not str"):
+        with pytest.raises(FewbitError, match=r"takes an nn\.Module, not str"):
             fewbit.quantize("model.onnx", "W8A8")
 
 

@@ -45,7 +45,7 @@ def row(text: str, start: str) -> str:
 
 
 def test_costs_of_the_classifier(text: str) -> None:
-    assert "(4.65 M parameters) in INT8, 3 ImageNet pictures" in text
+    assert "(4.65 M weights) in INT8, 3 ImageNet pictures" in text
     assert row(text, "mse 4") == "mse 4.29 4.00× 24.5 95% 85% 12.0 2.50× 5.0 4.00×"
     assert "INT8 mse has 24.0 dB on the pictures not chosen on" in " ".join(text.split())
     assert row(text, "FP32 17") == "FP32 17.17 1.00× – 100% 90% 30.0 1.00× 20.0 1.00×"

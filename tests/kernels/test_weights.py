@@ -18,13 +18,21 @@ GRAINS = ["tensor", "channel", "channel1", "g32", "g5", "token"]
 FORMATS = [fmt.name for fmt in all_formats() if fmt.name != "fp32"]
 
 
+def fmt_reaches_float32(spec: QSpec) -> bool:
+    """Whether a scale that uses the whole range would be subnormal."""
+    return spec.qmax > 1e30
+
+
 def quantized(text: str, rows: int = 6, columns: int = 50) -> QTensor:
     """Random values, quantized by their own range."""
     spec = QSpec.parse(text)
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+    shape = spec.granularity.scale_shape((rows, columns))
+    if fmt_reaches_float32(spec):
+        zero = None if spec.symmetric else torch.full(shape, 0.5)
+        return quantize(x, spec, scale=torch.full(shape, 0.7), zero_point=zero)
     blocks = spec.granularity.to_blocks(x)
     scale, zero = scale_and_zero_point(blocks.amin(1), blocks.amax(1), spec)
-    shape = spec.granularity.scale_shape((rows, columns))
     return quantize(x, spec, scale=scale.reshape(shape), zero_point=None if zero is None else zero.reshape(shape))
 
 
@@ -68,18 +76,26 @@ def test_dequantize_equals_the_qtensor_s_own(fmt: str, grain: str, symmetry: str
     assert torch.equal(weights.dequantize(PackedMatrix.pack(t)), t.dequantize())
 
 
-@pytest.mark.parametrize("text", ["int4/g32/asym", "int8/channel/sym", "int3/channel/asym", "nf4/g32/sym"])
-@pytest.mark.parametrize("shape", [(0, 40), (1, 1), (3, 31), (3, 32), (3, 33)])
+SPECS = ["int4/g32/asym", "int8/channel/sym", "int3/channel/asym", "nf4/g32/sym", "int8/tensor/sym"]
+
+
+@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 31), (3, 32), (3, 33)])
 def test_dequantize_takes_any_shape(text: str, shape: tuple[int, int]) -> None:
-    t = quantized(text, *shape) if shape[0] else None
-    if t is None:  # the rows of an empty batch of indices
-        spec = QSpec.parse(text)
-        padded, scale = spec.granularity.padded_shape(shape), spec.granularity.scale_shape(shape)
-        zero = None if spec.symmetric else torch.zeros(scale, dtype=torch.int32)
-        t = QTensor(torch.zeros(padded, dtype=spec.format.code_dtype), torch.ones(scale), zero, spec, shape)
+    t = quantized(text, *shape)
     result = weights.dequantize(PackedMatrix.pack(t))
     assert result.shape == shape
     assert torch.equal(result, t.dequantize())
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_dequantize_takes_no_rows(text: str) -> None:
+    """What an embedding looks up for an empty batch of indices."""
+    spec = QSpec.parse(text)
+    scale = torch.ones(spec.granularity.scale_shape((0, 40)))
+    zero = None if spec.symmetric else torch.zeros(0, dtype=torch.uint8)
+    none = PackedMatrix(torch.zeros(0, dtype=torch.uint8), scale, zero, spec, (0, 40))
+    assert weights.dequantize(none).shape == (0, 40)
 
 
 def test_only_matrices_are_packed() -> None:

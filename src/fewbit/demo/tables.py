@@ -42,7 +42,7 @@ def text_tables(result: TextResult) -> list[RenderableType]:
 
 def _cnn_costs(result: CnnResult) -> Table:
     millions = f"{result.parameters / 1e6:.2f} M"
-    title = f"EfficientNet-Lite0 ({millions} parameters) in INT8, {len(result.files)} ImageNet pictures"
+    title = f"EfficientNet-Lite0 ({millions} weights) in INT8, {len(result.files)} ImageNet pictures"
     headings = ("MiB", "times\nless", "SQNR\ndB", "as\nFP32", "top-1", "ms\nalone", f"ms\nof {TOGETHER}")
     table = _narrow(title, headings)
     first = result.rows[0]

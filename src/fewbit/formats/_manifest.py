@@ -1,9 +1,9 @@
 """``fewbit.json``: canonical JSON that carries its own digest.
 
 The file is one JSON object, a member a line, in ASCII. Its last member, ``digest``, is the SHA-256 of the
-same text without it. Reading parses the text, checks the digest, writes the object again and compares byte
-for byte: so there is one way to write a given content, and a flipped bit anywhere, even in the white space,
-is found.
+same text without it. Reading parses the text, writes the object again, digest and all, and compares byte for
+byte: so there is one way to write a given content, and a flipped bit anywhere, even in the white space, is
+found.
 """
 
 from __future__ import annotations

@@ -104,9 +104,9 @@ def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax:
 
 
 def quantize_rows_dynamic(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
-    """Symmetric codes within ±qmax and scales of the rows of ``[R, C]``: amax/qmax, at least the smallest normal float32.
+    """Symmetric codes within ±qmax and the scales of the rows of ``[R, C]``.
 
-    A row of zeros has scale 1.
+    The scale is amax/qmax, at least the smallest normal float32, and 1 for a row of zeros.
     """
     amax = x.to(torch.float32).abs().amax(dim=1)
     scale = torch.where(amax == 0, 1.0, (amax / qmax).clamp(min=torch.finfo(torch.float32).tiny))

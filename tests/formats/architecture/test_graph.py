@@ -231,7 +231,7 @@ torch.nn.functional.triplet_margin_with_distance_loss torch.serialization.load t
 torch.os torch.sys torch.importlib torch.ctypes os.system posix.system subprocess.run builtins.eval
 builtins.exec builtins.open builtins.__import__ builtins.compile builtins.getattr.x builtins.setattr
 builtins.print operator.attrgetter operator.methodcaller operator.call operator.itemgetter operator.setitem
-operator.delitem operator.__import__ math.__class__ math.__loader__ _operator.add numpy.load pickle.loads
+operator.delitem operator.__import__ math.__class__ math.__loader__ _operator.add numpy.load pickle.Unpickler
 torch.linalg.svd importlib.import_module sys.exit fewbit.load transformers.AutoModel.from_pretrained
 """
 FUNCTIONS = [

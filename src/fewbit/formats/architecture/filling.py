@@ -55,8 +55,6 @@ def _replace(root: nn.Module, path: str, described: Json) -> nn.Module:
     Raises:
         ValueError: There is no layer at the path, or the description is of no known form.
     """
-    if not tree.is_path(path):
-        raise ValueError(f"the path {path[:80]!r}")
     tree.find(root, path)
     if isinstance(described, dict) and "in-place" in described:
         config = members_of(described, {"in-place": dict})["in-place"]
