@@ -15,8 +15,8 @@ from fewbit.demo.text import TextResult, TextRow
 
 FLOAT = CnnRow("FP32", 18_000_000, None, None, 1.0, 0.9, 0.030, 0.020, ("goose", "jeep", "drum"))
 INT8 = CnnRow(SHOWN, 4_500_000, 24.51, 23.97, 0.95, 0.85, 0.012, 0.005, ("goose", "jeep", "drum"))
-WORSE = replace(INT8, name="INT8 worse", sqnr=11.0, predictions=("spoonbill", "jeep", "drum"))
-LONG = replace(INT8, name="INT8 mse, sym activations")
+WORSE = replace(INT8, name="INT8 worse", sqnr=11.0, predictions=("spoonbill", "jeep", "cannon"))
+LONG = replace(INT8, name="INT8 mse, sym activations", predictions=("goose", "jeep", "cannon"))
 CNN = CnnResult(4_652_008, 2, ("a.jpg", "b.jpg", "c.jpg"), ("goose", "convertible", "drum"), (FLOAT, INT8, WORSE, LONG))
 TEXT = TextResult(
     22_713_216,
@@ -57,15 +57,15 @@ def test_rows_are_single_lines_on_a_terminal_of_80_columns(text: str) -> None:
 
 
 def test_predictions_by_class_name(text: str) -> None:
-    assert row(text, "goose") == "goose goose = spoonbill (INT8 worse)"
+    assert row(text, "goose") == "goose goose = spoonbill (worse)"
     assert row(text, "convertible") == "convertible jeep ="
-    assert row(text, "drum") == "drum drum ="
+    assert row(text, "drum") == "drum drum = cannon (worse, mse, sym activations)"
 
 
 def test_costs_of_the_encoder(text: str) -> None:
     assert "22.7 M parameters" in text
     assert row(text, "W8A8-dynamic") == "W8A8-dynamic 21.93 3.91× 30.2 0.9987 0.728 0.445 5.0 4.00×"
-    assert "61 seconds in all, 2 threads" in text
+    assert "61 seconds in all; threads: 2" in text
 
 
 def test_the_document_is_json_and_complete() -> None:

@@ -37,7 +37,7 @@ class DemoResult:
         """Tables for the terminal."""
         from fewbit.demo.tables import cnn_tables, text_tables
 
-        closing = f"{self.seconds:.0f} seconds in all, {self.threads} threads"
+        closing = f"{self.seconds:.0f} seconds in all; threads: {self.threads}"
         return [*cnn_tables(self.image_classifier), *text_tables(self.text_encoder), closing]
 
 

@@ -48,7 +48,7 @@ def _cnn_costs(result: CnnResult) -> Table:
     first = result.rows[0]
     for row in result.rows:
         table.add_row(
-            row.name.removeprefix("INT8 "),
+            _short(row),
             *_size(row.size, first.size),
             decibels_text(row.sqnr),
             f"{row.agreement:.0%}",
@@ -76,7 +76,7 @@ def _cnn_predictions(result: CnnResult) -> Table:
         seen = float_row.predictions[i]
         told = seen if seen == label else f"[red]{seen}[/red]"
         same = "=" if shown.predictions[i] == seen else shown.predictions[i]
-        table.add_row(label, told, same, "; ".join(_differing(others, i, seen)))
+        table.add_row(label, told, same, _differing(others, i, seen))
     return table
 
 
@@ -102,5 +102,14 @@ def _time(seconds: float, before: float) -> str:
     return f"{seconds * 1000:.1f} {times_text(before / seconds)}"
 
 
-def _differing(rows: list[CnnRow], picture: int, seen: str) -> list[str]:
-    return [f"{row.predictions[picture]} ({row.name})" for row in rows if row.predictions[picture] != seen]
+def _differing(rows: list[CnnRow], picture: int, seen: str) -> str:
+    """What rows saw that was not `seen`, and which rows: ``"airship (minmax, entropy); drum (mse)"``."""
+    by_class: dict[str, list[str]] = {}
+    for row in rows:
+        if row.predictions[picture] != seen:
+            by_class.setdefault(row.predictions[picture], []).append(_short(row))
+    return "; ".join(f"{name} ({', '.join(those)})" for name, those in by_class.items())
+
+
+def _short(row: CnnRow) -> str:
+    return row.name.removeprefix("INT8 ")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewbit.kernels import dispatch
-from fewbit.numbers.granularity import PerTensor
+from fewbit.numbers.granularity import PerChannel, PerTensor, PerToken
 from fewbit.numbers.spec import QSpec
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
@@ -20,6 +20,7 @@ def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: Q
     flat = x.permute(order).contiguous()
     zero = torch.zeros(1, dtype=torch.int32, device=x.device) if zero_point is None else zero_point.reshape(1)
     codes = dispatch.quantize_rows(flat.reshape(1, -1), scale.reshape(1), zero, int(spec.qmin), int(spec.qmax))
+    codes = codes.to(spec.format.code_dtype)
     back = [order.index(axis) for axis in range(x.dim())]
     return codes.reshape(flat.shape).permute(back)
 
@@ -37,12 +38,13 @@ def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | N
         codes = torch.zeros(shape, dtype=spec.format.code_dtype, device=x.device)
         return codes, empty, None if spec.symmetric else torch.zeros_like(empty, dtype=torch.int32)
     blocks = grain.to_blocks(x).contiguous()
-    if spec.symmetric and spec.format.code_dtype == torch.int8:
+    if spec.symmetric and spec.format.code_dtype == torch.int8 and spec.qmax > 0:
         codes, scale = dispatch.quantize_rows_dynamic(blocks, int(spec.qmax))
         zero = None
     else:
         scale, zero = _range(blocks, spec)
         codes = dispatch.quantize_rows(blocks, scale, zero, int(spec.qmin), int(spec.qmax))
+        codes = codes.to(spec.format.code_dtype)
     scale_shape = grain.scale_shape(shape)
     zero_point = None if spec.symmetric or zero is None else zero.reshape(scale_shape)
     return grain.from_blocks(codes, shape), scale.reshape(scale_shape), zero_point
@@ -52,14 +54,14 @@ def _range(blocks: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
     ends: Tensor = dispatch.minmax_rows(blocks)
     low, high = ends[:, 0].clamp(max=0), ends[:, 1].clamp(min=0)
     if spec.symmetric:
-        width = torch.maximum(low.neg(), high) / spec.qmax
+        width = torch.maximum(low.neg(), high) / (spec.qmax or -spec.qmin)
     else:
         width = high / (spec.qmax - spec.qmin) - low / (spec.qmax - spec.qmin)
-    scale = torch.where(width > 0, width.clamp(min=_SMALLEST_SCALE), 1.0)
+    scale = torch.where(width == 0, 1.0, width.clamp(min=_SMALLEST_SCALE))  # NaN stays, so that it shows
     zero = torch.zeros_like(scale)
     if not spec.symmetric:
         zero = torch.round(spec.qmin - low / scale).clamp(spec.qmin, spec.qmax)
-        zero = torch.where(width > 0, zero, 0.0)
+        zero = torch.where(width > 0, zero, 0.0)  # 0 for NaN, too
     return scale.contiguous(), zero.to(torch.int32).contiguous()
 
 
@@ -77,4 +79,6 @@ def integer_activations(spec: QSpec, dynamic: bool) -> str | None:
         return f"activations in {spec.format.name} have no integer product"
     if not dynamic and not isinstance(spec.granularity, PerTensor):
         return "static activations have one scale for the tensor"
+    if not isinstance(spec.granularity, PerTensor | PerToken) and spec.granularity != PerChannel(0):
+        return f"no product takes activations with scales per {spec.granularity}; use token or tensor"
     return None

@@ -8,8 +8,8 @@ made once. Backends give the same integers; they differ in the last bits of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -86,12 +86,14 @@ def conv(
         float32 ``[N, O, *out]``.
     """
     per_sample = x_scale.reshape(-1, *[1] * (x.dim() - 1)) if x_scale.dim() else x_scale
+    if x.shape[0] == 0:
+        return torch.zeros(0, matrix.shape[0], *out_shape(x.shape[2:], geometry), device=x.device)
     if matrix.scale.dim() == 2 and matrix.scale.shape[1] > 1:
         return _conv_by_patches(x, per_sample, x_zero_point, matrix, bias, geometry)
     if _fast(x, matrix) and math.prod(geometry.kernel) * x.shape[1] // geometry.groups <= onednn.MAX_DEPTH:
         return _onednn_conv(x, per_sample, x_zero_point, matrix, bias, geometry)
     weights = _integers(matrix)
-    product = reference.int_conv if forced_isa() == "reference" else portable.int_conv
+    product = reference.wide_conv if forced_isa() == "reference" else portable.int_conv
     accumulator = product(
         x,
         weights.codes.reshape(matrix.shape[0], -1, *geometry.kernel),
@@ -105,6 +107,12 @@ def conv(
     channel = [-1, *[1] * (x.dim() - 2)]
     result = accumulator.to(torch.float32) * weights.scale.reshape(channel) * per_sample
     return result if bias is None else result + bias.reshape(channel)
+
+
+def out_shape(spatial: Sequence[int], geometry: Geometry) -> list[int]:
+    """The spatial shape of a convolution's output."""
+    walk = zip(spatial, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
+    return [(size + before + after - d * (k - 1) - 1) // s + 1 for size, k, s, (before, after), d in walk]
 
 
 def _fast(x: Tensor, matrix: PackedMatrix) -> bool:
@@ -134,17 +142,17 @@ def _plain_linear(x: Tensor, x_zero_point: Tensor | None, matrix: PackedMatrix) 
     weights = _integers(matrix)
     slow = forced_isa() == "reference"
     x_zero: Tensor | int = 0 if x_zero_point is None else x_zero_point
-    total = torch.zeros(x.shape[0], matrix.shape[0], device=x.device)
+    total = torch.zeros(x.shape[0], matrix.shape[0], dtype=torch.float64, device=x.device)
     for start, stop, index in _slices(matrix.shape[1], weights.group):
         part, codes = x[:, start:stop], weights.codes[:, start:stop]
         zero: Tensor | int = 0 if weights.zero_point is None else weights.zero_point[:, index : index + 1]
         if slow:
             columns = zero.t() if isinstance(zero, Tensor) else zero
-            product = reference.int_matmul(part, codes.t(), x_zero, columns)
+            product = reference.wide_matmul(part, codes.t(), x_zero, columns)
         else:
             product = portable.int_matmul(part, codes, x_zero, zero)
-        total += product.to(torch.float32) * weights.scale[:, index]
-    return total
+        total += product.to(torch.float64) * weights.scale[:, index]
+    return total.to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -191,9 +199,11 @@ def _onednn_linear(
             product.addr_(sums.to(torch.float32), piece.scaled_zero, alpha=-1)
         if row_zero is not None:
             product.addr_(row_zero.reshape(-1).to(torch.float32), piece.scaled_sum, alpha=-1)
+        # Rounding would add up over many groups, so their sum is kept in float64.
+        product = product if len(slices) == 1 else product.to(torch.float64)
         total = product if total is None else total.add_(product)
     assert total is not None
-    total = total.mul_(x_scale)
+    total = total.to(torch.float32).mul_(x_scale)
     return total if bias is None else total.add_(bias)
 
 
@@ -207,11 +217,7 @@ def _onednn_conv(
 ) -> Tensor:
     x, shift = _as_uint8(x)
     zero = shift + (0 if x_zero_point is None else int(x_zero_point))
-    if any(before != after for before, after in geometry.padding):
-        x = reference._pad(x, geometry.padding, zero)
-        geometry = Geometry(
-            geometry.kernel, geometry.stride, ((0, 0),) * len(geometry.kernel), geometry.dilation, geometry.groups
-        )
+    x, geometry = _tamed(x, geometry, zero, matrix.shape[0])
     weights = _integers(matrix)
     scale = weights.scale[:, 0].contiguous()
     scalar = x_scale.dim() == 0 and weights.zero_point is None
@@ -223,6 +229,29 @@ def _onednn_conv(
         result -= _patch_sums(x, zero, geometry, matrix.shape[0]) * (scale * weights.zero_point[:, 0]).reshape(channel)
     result = result * x_scale
     return result if bias is None else result + bias.reshape(channel)
+
+
+def _tamed(x: Tensor, geometry: Geometry, zero: int, out_channels: int) -> tuple[Tensor, Geometry]:
+    """An equal convolution that oneDNN computes rightly.
+
+    oneDNN (as torch 2.13 ships it) gives wrong integers, or ends the process, for some paddings with a zero point:
+    kernels that lie within the border, axes of length 1, volumes. So it pads by itself in the plain case alone;
+    otherwise the codes are padded before. It is wrong, too, for depthwise convolutions with several outputs a channel,
+    which become plain depthwise ones of repeated channels.
+    """
+    axes = len(geometry.kernel)
+    if x.shape[1] == geometry.groups != out_channels:
+        each = out_channels // geometry.groups
+        x = x.repeat_interleave(each, dim=1)
+        geometry = replace(geometry, groups=out_channels)
+    depthwise_or_whole = geometry.groups in (1, x.shape[1])
+    fits = all(p[0] == p[1] < k <= n for p, k, n in zip(geometry.padding, geometry.kernel, x.shape[2:]))
+    if axes == 2 and depthwise_or_whole and fits and geometry.dilation == (1, 1):
+        return x, geometry
+    if any(before or after for before, after in geometry.padding):
+        x = reference._pad(x, geometry.padding, zero)
+        geometry = replace(geometry, padding=((0, 0),) * axes)
+    return x, geometry
 
 
 def _conv_call(

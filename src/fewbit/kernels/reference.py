@@ -34,12 +34,16 @@ def int_matmul(a: Tensor, b: Tensor, a_zero_point: Tensor | int = 0, b_zero_poin
     Raises:
         FewbitError: A result does not fit int32.
     """
+    return _to_int32(wide_matmul(a, b, a_zero_point, b_zero_point))
+
+
+def wide_matmul(a: Tensor, b: Tensor, a_zero_point: Tensor | int = 0, b_zero_point: Tensor | int = 0) -> Tensor:
+    """:func:`int_matmul` with int64 results, for codes of 16 bits and any depth."""
     a, b = a.to(torch.int64), b.to(torch.int64)
     za, zb = _int64(a_zero_point, a), _int64(b_zero_point, b)
     depth = a.shape[-1]
     product = torch.matmul(a, b)
-    product = product - za * b.sum(-2, keepdim=True) - zb * a.sum(-1, keepdim=True) + depth * za * zb
-    return _to_int32(product)
+    return product - za * b.sum(-2, keepdim=True) - zb * a.sum(-1, keepdim=True) + depth * za * zb
 
 
 def int_conv(
@@ -68,12 +72,28 @@ def int_conv(
     Returns:
         int32 ``[N, O, *out]``.
     """
+    walk = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return _to_int32(wide_conv(x, weight, x_zero_point, weight_zero_point, **walk))  # type: ignore[arg-type]
+
+
+def wide_conv(
+    x: Tensor,
+    weight: Tensor,
+    x_zero_point: Tensor | int = 0,
+    weight_zero_point: Tensor | int = 0,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int = 1,
+) -> Tensor:
+    """:func:`int_conv` with int64 results."""
     patches = _patches(_pad(x.to(torch.int64), padding, int(x_zero_point)), weight.shape[2:], stride, dilation)
     batch, channels, out = x.shape[0], x.shape[1], patches.shape[2 : 2 + len(stride)]
     rows = patches.reshape(batch, groups, channels // groups, math.prod(out), -1).transpose(2, 3).flatten(3)
     columns = weight.to(torch.int64).reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
     zero_points = _int64(weight_zero_point, x).expand(weight.shape[0]).reshape(groups, 1, -1)
-    product = int_matmul(rows, columns, int(x_zero_point), zero_points)  # [N, groups, positions, O/groups]
+    product = wide_matmul(rows, columns, int(x_zero_point), zero_points)  # [N, groups, positions, O/groups]
     return product.transpose(2, 3).reshape(batch, weight.shape[0], *out)
 
 
@@ -100,7 +120,7 @@ def requantize(
 def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     """``clamp(round(x/s) + z)`` for each row of ``[R, C]``; the narrowest integer dtype that holds qmin … qmax."""
     codes = torch.round(x.to(torch.float32) / scale[:, None]) + zero_point[:, None].to(torch.float32)
-    return codes.clamp(qmin, qmax).to(code_dtype(qmin, qmax))
+    return codes.clamp(qmin, qmax).nan_to_num(qmin).to(code_dtype(qmin, qmax))  # NaN has no code; callers refuse it
 
 
 def quantize_rows_dynamic(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
@@ -150,16 +170,17 @@ def mse_search_rows(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, q
         high = torch.maximum(low.abs(), high.abs())
         low = -high
     low, high = low.clamp(max=0), high.clamp(min=0)
-    best = torch.full_like(low, math.inf)
+    best = torch.full_like(low, math.inf, dtype=torch.float64)
     best_low, best_high = low.clone(), high.clone()
     for p in candidates.tolist():
         clip_low, clip_high = low * p, high * p
         width = clip_high if symmetric else clip_high - clip_low
-        scale = width / (qmax if symmetric else qmax - qmin)
+        scale = width / ((qmax or -qmin) if symmetric else qmax - qmin)
         scale = torch.where(scale > 0, scale, 1.0)
         zero = torch.zeros_like(scale) if symmetric else torch.round(qmin - clip_low / scale).clamp(qmin, qmax)
         codes = (torch.round(x / scale[:, None]) + zero[:, None]).clamp(qmin, qmax)
-        error = (scale[:, None] * (codes - zero[:, None]) - x).square().sum(dim=1)
+        # In float64, where the square of the largest float32 does not overflow.
+        error = (scale[:, None] * (codes - zero[:, None]) - x).to(torch.float64).square().sum(dim=1)
         better = error < best
         best = torch.where(better, error, best)
         best_low, best_high = torch.where(better, clip_low, best_low), torch.where(better, clip_high, best_high)

@@ -94,7 +94,9 @@ def integer_matrix(matrix: PackedMatrix) -> IntegerMatrix:
     scale, zero_point = _by_row(t.scale, spec, rows), None
     if t.zero_point is not None:
         zero_point = _by_row(t.zero_point, spec, rows)
-    if codes.dtype in (torch.uint8, torch.uint16):
+    if codes.dtype == torch.uint8 and spec.bits < 8:
+        codes = codes.to(torch.int8)
+    elif codes.dtype in (torch.uint8, torch.uint16):
         shift = 128 if codes.dtype == torch.uint8 else 32768
         narrow = torch.int8 if codes.dtype == torch.uint8 else torch.int16
         codes = (codes.to(torch.int32) - shift).to(narrow)
@@ -122,6 +124,8 @@ def _by_row(value: Tensor, spec: QSpec, rows: int) -> Tensor:
 def dequantize(matrix: PackedMatrix) -> Tensor:
     """float32 ``[rows, columns]``; through the compiled passes for integers of one scale a row or a group."""
     spec, (rows, columns) = matrix.spec, matrix.shape
+    if rows == 0:
+        return torch.zeros(0, columns, device=matrix.codes.device)
     if not spec.format.is_integer or spec.bits > 8 or not isinstance(spec.granularity, PerGroup | PerChannel):
         return matrix.unpack().dequantize()
     if isinstance(spec.granularity, PerChannel) and spec.granularity.axis != 0:
