@@ -169,7 +169,7 @@ class NormTwice(Block):
         return self.norm(self.norm(self.conv(x)))
 
 
-class Shape(Block):
+class Between(Block):
     """Something stands between them."""
 
     def forward(self, x: Tensor) -> Any:
@@ -202,16 +202,8 @@ class SharedWeight(Block):
         return self.norm(self.conv(x)) + self.other(x)
 
 
-class WeightReadElsewhere(Block):
-    """As in models that regularize or tie by hand."""
-
-    def forward(self, x: Tensor) -> Any:
-        return self.norm(self.conv(x)) + self.conv.weight.sum()
-
-
 NOT_FOLDED = [
-    SecondConsumer, AlsoReturned, ReturnedFirst, LayerTwice, NormTwice, Shape, Residual, ByName, SharedWeight,
-    WeightReadElsewhere,
+    SecondConsumer, AlsoReturned, ReturnedFirst, LayerTwice, NormTwice, Between, Residual, ByName, SharedWeight,
 ]  # fmt: skip
 
 
@@ -234,13 +226,6 @@ def test_a_norm_without_running_statistics_is_left_as_it_is() -> None:
     result = folded(model, torch.randn(2, 3, 5, 5), run=True)
     assert result.pairs == []
     assert "1" in result.notes[0]
-
-
-def test_a_norm_in_training_mode_is_left_as_it_is() -> None:
-    """It normalizes by the batch, whatever its running statistics say."""
-    model = trained(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, momentum=0.0)))
-    model[1].train()  # type: ignore[operator]
-    assert folded(model, torch.randn(2, 3, 5, 5), run=False).pairs == []
 
 
 @pytest.mark.parametrize("run", [False, True])
@@ -303,21 +288,11 @@ def test_only_the_foldable_norms_of_a_model_are_folded() -> None:
 
 
 def test_a_fold_that_changes_the_outputs_is_an_error() -> None:
-    """A running variance of almost nothing makes the result a difference of huge numbers."""
+    """Here another input each time stands for a fold that went wrong."""
 
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.calls = trained(FOLDED["conv 2d"][0]()), 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            result: Tensor = self.body(x) + (1.0 if self.calls > 1 else 0.0)
-            return result
-
-    x = torch.randn(2, 3, 6, 6)
+    model = trained(FOLDED["conv 2d"][0]())
     with pytest.raises(FewbitError, match="folding batch norm changed the outputs by"):
-        fold_batch_norm(Counting().eval(), lambda m: first(m(x)))
+        fold_batch_norm(model, lambda m: first(m(torch.randn(2, 3, 6, 6))))
 
 
 def test_hooks_and_modes_are_gone_afterwards() -> None:

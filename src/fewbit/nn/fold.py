@@ -57,17 +57,21 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = N
         result.notes.append("batch norm was not folded: the model cannot be traced symbolically and no data was given")
         return result
     before = _output(model, run)
+    flat = _flat_linears(model, run)
     for layer_name, norm_name in pairs:
+        layer = model.get_submodule(layer_name)
+        if isinstance(layer, nn.Linear) and layer_name not in flat:
+            continue  # the norm's channels may be another axis than the layer's outputs
         if _fold_pair(model, layer_name, norm_name):
             result.pairs.append((layer_name, norm_name))
     left = [name for name in norms if name not in {norm for _, norm in result.pairs}]
     if left:
         result.notes.append(f"batch norm left in float (not behind a layer that feeds it alone): {', '.join(left)}")
     after = _output(model, run)
-    if before is not None and after is not None and bool(torch.isfinite(before).all()):
-        change = float((after - before).abs().max() / before.abs().max().clamp(min=1e-30))
-        if not change <= _TOLERANCE:
-            raise FewbitError(f"folding batch norm changed the outputs by {change:.1e} of their largest value")
+    finite = before is not None and bool(torch.isfinite(before).all())
+    if before is not None and after is not None and finite and not _equal(after, before):
+        change = float((after - before).abs().max())
+        raise FewbitError(f"folding batch norm changed the outputs by {change:.1e}, more than float error")
     return result
 
 
@@ -77,6 +81,24 @@ def _output(model: nn.Module, run: Callable[[nn.Module], Any] | None) -> Tensor 
     with torch.no_grad():
         output = run(model)
     return output.to(torch.float64) if isinstance(output, Tensor) else None
+
+
+def _flat_linears(model: nn.Module, run: Callable[[nn.Module], Any] | None) -> set[str]:
+    """Linear layers whose output on the example is ``[N, features]``."""
+    flat: set[str] = set()
+    if run is None:
+        return flat
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, output, name=name: flat.add(name) if output.dim() == 2 else None)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        _output(model, run)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return flat
 
 
 class _Tracer(fx.Tracer):
@@ -149,6 +171,13 @@ def _observed_pairs(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[t
             hooks.append(module.register_forward_hook(produced(name)))
         elif isinstance(module, _NORMS):
             hooks += [module.register_forward_pre_hook(entered(name)), module.register_forward_hook(entered(None))]
+
+    def returned(_module: nn.Module, _args: Any, output: Any) -> None:
+        for value in torch.utils._pytree.tree_leaves(dict(output) if hasattr(output, "keys") else output):
+            if id(value) in mode.producer:
+                mode.readers[mode.producer[id(value)]].add(None)
+
+    hooks.append(model.register_forward_hook(returned))
     try:
         with torch.no_grad(), mode:
             run(model)
@@ -180,10 +209,46 @@ def _fold_pair(model: nn.Module, layer_name: str, norm_name: str) -> bool:
     scaled = weight.detach().to(torch.float64) * _spread(factor, layer, weight)
     if not bool(torch.isfinite(scaled).all() & torch.isfinite(folded_bias).all()):
         return False
+    old = dict(layer._parameters)
+    example = _example(layer, weight)
+    wanted = _try(lambda: norm(layer(example)))
     layer.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
     layer.bias = nn.Parameter(folded_bias.to(weight.dtype), requires_grad=False)
+    found = _try(lambda: layer(example))
+    if wanted is None or found is None or not _equal(found, wanted):
+        layer._parameters.clear()
+        layer._parameters.update(old)
+        return False
     replace_module(model, norm, nn.Identity())
     return True
+
+
+def _example(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Some input that the layer takes: two samples, a few positions beyond the kernel."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(layer, nn.Linear):
+        shape: list[int] = [2, weight.shape[1]]
+    else:
+        channels: Any = layer.in_channels
+        dilation: Any = layer.dilation
+        shape = [2, int(channels), *((k - 1) * d + 4 for k, d in zip(weight.shape[2:], dilation))]
+    return torch.randn(shape, generator=generator).to(weight)
+
+
+def _try(call: Callable[[], Any]) -> Tensor | None:
+    """What a layer gives for the example; None when its own forward does not take that."""
+    try:
+        with torch.no_grad():
+            result = call()
+    except Exception:  # noqa: BLE001  a forward of the user's own
+        return None
+    return result.to(torch.float64) if isinstance(result, Tensor) else None
+
+
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    if found.shape != wanted.shape:
+        return False
+    return float((found - wanted).abs().max()) <= _TOLERANCE * float(wanted.abs().max().clamp(min=1e-30))
 
 
 def _spread(factor: Tensor, layer: nn.Module, weight: Tensor) -> Tensor:

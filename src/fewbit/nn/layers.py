@@ -151,32 +151,9 @@ class QuantConvTranspose2d(QuantLayer):
 class QuantEmbedding(QuantLayer):
     """A table of rows, looked up and dequantized; the result has the float layer's dtype."""
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(weight, bias)
-        self.dtype = dtype
-
     def forward(self, input: Tensor) -> Tensor:
         """``[…]`` integers in, ``[…, features]`` out."""
-        return self.weight.embedding(input, self.dtype)
-
-    @classmethod
-    def from_float(cls, module: nn.Module, weight: QuantizedWeight, bias: Tensor | None) -> Self:
-        """From ``nn.Embedding``."""
-        assert isinstance(module.weight, Tensor)
-        return cls(weight, bias, module.weight.dtype)
-
-    def _own_config(self) -> dict[str, Any]:
-        return {"dtype": str(self.dtype).removeprefix("torch.")}
-
-    @classmethod
-    def _own_arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
-        dtypes = {
-            "float32": torch.float32,
-            "float16": torch.float16,
-            "bfloat16": torch.bfloat16,
-            "float64": torch.float64,
-        }
-        return {"dtype": dtypes[config["dtype"]]}
+        return self.weight.embedding(input)
 
 
 LAYERS: dict[str, type[QuantLayer]] = {

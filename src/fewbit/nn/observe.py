@@ -66,6 +66,9 @@ class _Tap:
     def __init__(self, weight: Tensor, kernel: Sequence[int], tell: Callable[[Call], None]) -> None:
         self.weight, self.kernel, self.tell = weight, tuple(kernel), tell
 
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.weight[index]  # a layer that picks rows by itself; there is no input to see
+
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.weight, attribute)
 
@@ -85,6 +88,7 @@ class _Tap:
 
 def _tap(module: nn.Module, name: str, receive: Receiver) -> Callable[[], None]:
     kernel = kinds.kernel_shape(module)
+    parameters = dict(module._parameters)
     weight = module._parameters.pop("weight")
     assert weight is not None
     tap = _Tap(weight, kernel, lambda call: receive(name, call))
@@ -92,6 +96,7 @@ def _tap(module: nn.Module, name: str, receive: Receiver) -> Callable[[], None]:
 
     def restore() -> None:
         object.__delattr__(module, "weight")
-        module._parameters["weight"] = weight
+        module._parameters.clear()
+        module._parameters.update(parameters)  # in their order
 
     return restore

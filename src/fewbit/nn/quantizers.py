@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.kernels import ops
+from fewbit.nn.precision import FixedDtypes
 from fewbit.numbers.spec import QSpec
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 
 
-class StaticQuantizer(nn.Module):
+class StaticQuantizer(FixedDtypes):
     """Codes with a calibrated scale ``()`` and zero point ``()`` for the whole tensor."""
 
     scale: Tensor

@@ -28,6 +28,8 @@ def swap_layer(model: nn.Module, name: str, weight: QuantizedWeight, bias: Tenso
         The model: a new layer when ``name`` is empty (the model is one layer), else ``model`` itself.
     """
     module = model.get_submodule(name)
+    assert isinstance(module.weight, Tensor)
+    weight.dtype = module.weight.dtype
     if kinds.has_own_forward(module):
         _replace_parameters(module, weight, bias)
         return model

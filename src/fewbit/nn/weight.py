@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,18 @@ from fewbit.kernels import ops
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.intercept import read_call
+from fewbit.nn.precision import FixedDtypes
 from fewbit.nn.quantizers import InputQuantizer, quantizer_from_config
 from fewbit.numbers import packing
+from fewbit.numbers.granularity import PerChannel, PerGroup
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 _CONVS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(FixedDtypes):
     """A packed matrix ``[rows, columns]`` as buffers; tied layers share one."""
 
     codes: Tensor
@@ -52,17 +56,38 @@ class QuantizedWeight(nn.Module):
         packed: The codes, scales and zero points.
         input_quantizer: None, static or dynamic.
         kernel: The spatial shape of a convolution's kernel, empty otherwise.
+        dtype: Of the float weight, which looked up rows have again.
     """
 
     input_quantizer: InputQuantizer | None
 
     def __init__(
-        self, packed: PackedWeight, input_quantizer: InputQuantizer | None = None, kernel: Sequence[int] = ()
+        self,
+        packed: PackedWeight,
+        input_quantizer: InputQuantizer | None = None,
+        kernel: Sequence[int] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.packed = packed
         self.input_quantizer = input_quantizer
         self.kernel = tuple(kernel)
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the float weight: ``[out, in, *kernel]``."""
+        rows, columns = self.packed.matrix_shape
+        return torch.Size((rows, columns // math.prod(self.kernel), *self.kernel))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.packed.codes.device
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Values of the dequantized weight, for layers that pick rows by themselves."""
+        return ops.dequantized(self.packed.matrix()).reshape(self.shape)[index].to(self.dtype)
 
     def weight_qtensor(self) -> QTensor:
         """The codes, one value an element, as a matrix ``[out, K]``."""
@@ -74,7 +99,7 @@ class QuantizedWeight(nn.Module):
         if self.input_quantizer is None:
             return F.linear(x, ops.dequantized(matrix).to(x.dtype), _like(bias, x))
         codes, scale, zero_point = self.input_quantizer(x)
-        return ops.linear(codes, scale, zero_point, matrix, bias).to(x.dtype)
+        return ops.linear(codes, scale, zero_point, matrix, _single(bias)).to(x.dtype)
 
     def conv(self, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """A convolution of ``x [N, C, *spatial]`` (or without N), in the dtype of ``x``."""
@@ -85,26 +110,27 @@ class QuantizedWeight(nn.Module):
             kernel = ops.dequantized(matrix).reshape(matrix.shape[0], -1, *geometry.kernel).to(x.dtype)
             return _float_conv(x, kernel, _like(bias, x), geometry)
         codes, scale, zero_point = self.input_quantizer(x)
-        return ops.conv(codes, scale, zero_point, matrix, bias, geometry).to(x.dtype)
+        return ops.conv(codes, scale, zero_point, matrix, _single(bias), geometry).to(x.dtype)
 
-    def embedding(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Dequantized rows ``[*index.shape, columns]``; only the rows in use are unpacked where rows are whole
-        bytes."""
+    def embedding(self, index: Tensor) -> Tensor:
+        """Dequantized rows ``[*index.shape, columns]`` in the float weight's dtype.
+
+        Only the rows in use are unpacked where rows are whole bytes.
+        """
         matrix = self.packed.matrix()
-        row_bytes, rest = divmod(matrix.spec.granularity.padded_shape(matrix.shape)[1] * matrix.spec.bits, 8)
-        by_row = matrix.scale.dim() > 0 and matrix.scale.shape[0] == matrix.shape[0]
-        if rest or not by_row or matrix.codes.dtype != torch.uint8 or _zero_points_straddle(matrix):
-            return F.embedding(index, ops.dequantized(matrix)).to(dtype)
+        if not _rows_stand_apart(matrix):
+            return F.embedding(index, ops.dequantized(matrix)).to(self.dtype)
+        rows, columns = matrix.shape
         flat = index.reshape(-1)
         zero_point = matrix.zero_point
         if zero_point is not None:
-            zero_point = zero_point.reshape(matrix.shape[0], -1)[flat].reshape(-1)
-            if not matrix.spec.format.is_integer:
-                zero_point = zero_point.reshape(-1, *matrix.scale.shape[1:])
-        codes = matrix.codes.reshape(matrix.shape[0], row_bytes)[flat].reshape(-1)
-        shape = (flat.shape[0], matrix.shape[1])
-        rows = PackedMatrix(codes, matrix.scale[flat], zero_point, matrix.spec, shape)
-        return ops.dequantized(rows).reshape(*index.shape, matrix.shape[1]).to(dtype)
+            zero_point = zero_point.reshape(rows, -1).index_select(0, flat)
+            packed = matrix.spec.format.is_integer
+            zero_point = zero_point.reshape(-1) if packed else zero_point.reshape(-1, *matrix.scale.shape[1:])
+        codes = matrix.codes.reshape(rows, -1).index_select(0, flat).reshape(-1)
+        scale = matrix.scale.index_select(0, flat)
+        used = PackedMatrix(codes, scale, zero_point, matrix.spec, (flat.shape[0], columns))
+        return ops.dequantized(used).reshape(*index.shape, columns).to(self.dtype)
 
     def config(self) -> dict[str, Any]:
         """Everything but the buffers, for :meth:`from_config`."""
@@ -114,13 +140,15 @@ class QuantizedWeight(nn.Module):
             "shape": list(self.packed.matrix_shape),
             "kernel": list(self.kernel),
             "input": quantizer,
+            "dtype": str(self.dtype).removeprefix("torch."),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> QuantizedWeight:
         """A weight of zeros, whose state is loaded afterwards."""
         spec, shape = QSpec.parse(config["spec"]), (int(config["shape"][0]), int(config["shape"][1]))
-        return cls(PackedWeight(_empty(spec, shape)), quantizer_from_config(config["input"]), config["kernel"])
+        quantizer = quantizer_from_config(config["input"])
+        return cls(PackedWeight(_empty(spec, shape)), quantizer, config["kernel"], _DTYPES[config["dtype"]])
 
     @classmethod
     def __torch_function__(
@@ -149,11 +177,19 @@ def _float_conv(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geomet
     return _CONVS[len(padding)](x, kernel, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
 
 
-def _zero_points_straddle(matrix: PackedMatrix) -> bool:
-    """Whether packed zero points of one row share a byte with another row's."""
-    if matrix.zero_point is None or not matrix.spec.format.is_integer:
+def _rows_stand_apart(matrix: PackedMatrix) -> bool:
+    """Whether each row has whole bytes of codes and zero points, and scales of its own."""
+    grain, bits, (rows, columns) = matrix.spec.granularity, matrix.spec.bits, matrix.shape
+    if not (grain == PerChannel(0) or isinstance(grain, PerGroup)) or matrix.codes.dtype != torch.uint8:
         return False
-    return matrix.scale.numel() // matrix.shape[0] * matrix.spec.bits % 8 != 0
+    zero_point_bits = 0
+    if matrix.zero_point is not None and matrix.spec.format.is_integer:
+        zero_point_bits = matrix.scale.numel() // rows * bits
+    return grain.padded_shape((rows, columns))[1] * bits % 8 == 0 and zero_point_bits % 8 == 0
+
+
+def _single(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.to(torch.float32)
 
 
 def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
