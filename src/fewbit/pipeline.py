@@ -11,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewbit import algorithms, calibrate
 from fewbit.algorithms import rtn
 from fewbit.calibrate.collect import Progress, call_named, run_batches
 from fewbit.errors import FewbitError
-from fewbit.nn import FoldResult, QuantizationInfo, attach_info, fold_batch_norm, kinds
+from fewbit.nn import FoldResult, QuantizationInfo, attach_info, fold_batch_norm, kinds, quantized_layers
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs, first_tensor
 from fewbit.nn.observe import observed
 from fewbit.nn.plan import check_plans, check_weights, join_tied
+from fewbit.nn.preserved import preserved_state
 from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec, as_spec
@@ -60,7 +62,7 @@ def quantize(
     rounding = algorithms.get(algorithm)
     recipe = _with_calibrator(as_recipe(recipe), calibrator)
     first, batches = _peek(data)
-    work = copy.deepcopy(model).eval()
+    work = _working_copy(model)
 
     folded = _fold(work, first)
     plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
@@ -131,6 +133,28 @@ def _peek(data: Iterable[Any] | None) -> tuple[Any, Iterable[Any] | None]:
     return first, batches
 
 
+def _working_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode.
+
+    Raises:
+        FewbitError: The model is quantized already, is not an eager module, or has no values yet.
+    """
+    if quantized_layers(model):
+        raise FewbitError("the model is quantized already; quantize the float model")
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__module__.startswith("torch.export"):
+        raise FewbitError("scripted and exported models cannot be quantized; pass the eager nn.Module they came from")
+    for name, parameter in model.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
+            raise FewbitError(f"{name} has no values yet (a lazy layer or the meta device); initialise the model first")
+    try:
+        return copy.deepcopy(model).eval()
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+        raise FewbitError(
+            f"the model cannot be copied ({str(error).splitlines()[0]}); remove weight_norm, prune and the like from "
+            "its layers first (torch.nn.utils.remove_weight_norm, prune.remove)"
+        ) from error
+
+
 def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[str]:
     """Notes on what was done to many layers."""
     notes = [f"the biases of {corrected} layers were corrected"] if corrected else []
@@ -169,7 +193,8 @@ def _collect(
             f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme"
         )
     if batches is not None and any(statistics.values()):
-        with observed(model, list(statistics), lambda name, call: statistics[name].update(call)):
+        see = observed(model, list(statistics), lambda name, call: statistics[name].update(call))
+        with preserved_state(model), see:
             run_batches(model, batches, progress)
 
 

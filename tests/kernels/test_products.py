@@ -255,6 +255,8 @@ def geometry(
 # oneDNN as torch 2.13 ships it gives other integers for these on AVX-512 VNNI. (geometry, input, output channels)
 ONEDNN_GETS_WRONG = {
     "channel multiplier, output of width 1": (geometry((1, 3), (1, 2), (0, 0), (1, 1), 3), (2, 3, 4, 4), 6),
+    "one channel, output of width 1": (geometry((5, 5), (1, 2), (0, 0), (1, 1)), (1, 1, 7, 5), 1),
+    "one channel, output of width 1, dilation": (geometry((5, 5), (1, 3), (0, 0), (2, 1)), (1, 1, 11, 5), 1),
     "channel multiplier 40": (geometry((3,), (1,), (1,), (1,), 8), (2, 8, 9), 320),
     "input of width 1": (geometry((3, 2), (2, 1), (1, 1), (1, 2)), (1, 8, 3, 1), 1),
     "positions within the border": (geometry((2, 1), (1, 1), (2, 2), (1, 1), 3), (1, 3, 4, 2), 6),

@@ -108,7 +108,9 @@ def quantized_weight_of(
 ) -> QuantizedWeight:
     """The float layer's weight by its own range."""
     codes = rtn.quantize_weight(kinds.weight_matrix(module), QSpec.parse(spec), rtn.Options("minmax"))
-    return QuantizedWeight(PackedWeight(PackedMatrix.pack(codes)), quantizer, kinds.kernel_shape(module))
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return QuantizedWeight(PackedWeight(PackedMatrix.pack(codes)), quantizer, kinds.kernel_shape(module), weight.dtype)
 
 
 def swapped(module: nn.Module, mode: str, spec: str = "int8/channel/sym") -> nn.Module:

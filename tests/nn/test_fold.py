@@ -102,7 +102,9 @@ def test_a_norm_that_alone_reads_a_layer_is_folded(name: str, way: str) -> None:
     norms = sum(isinstance(m, Norm) for m in model.modules())
     if way == "observed":
         model = Branching(model)
-    result = folded(model, torch.randn(shape), run=way != "traced")
+    # Without an example nobody knows which axis of a linear layer's output the norm takes for channels.
+    run = way != "traced" or "linear" in name
+    result = folded(model, torch.randn(shape), run=run)
     assert len(result.pairs) == norms
     assert not any(isinstance(m, Norm) for m in result.model.modules())
     assert not result.notes
@@ -281,7 +283,9 @@ def test_a_model_that_cannot_be_traced_needs_data() -> None:
 
 
 def test_only_the_foldable_norms_of_a_model_are_folded() -> None:
-    model = trained(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.BatchNorm2d(5)))
+    model = trained(
+        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.BatchNorm2d(5))
+    )
     result = folded(model, torch.randn(2, 3, 6, 6), run=True)
     assert result.pairs == [("1", "2")]
     assert result.notes == ["batch norm left in float (not behind a layer that feeds it alone): 0, 4"]

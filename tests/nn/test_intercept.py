@@ -49,9 +49,7 @@ CONVS: list[tuple[tuple[Any, ...], dict[str, Any], Geometry]] = [
 
 @pytest.mark.parametrize("function", [F.conv2d, torch.conv2d])
 @pytest.mark.parametrize(("args", "kwargs", "geometry"), CONVS)
-def test_conv(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], geometry: Geometry
-) -> None:
+def test_conv(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], geometry: Geometry) -> None:
     call = read(function, *args, kernel=(3, 3), **kwargs)
     assert call.kind == "conv"
     assert call.x is X

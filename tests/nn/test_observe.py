@@ -123,7 +123,7 @@ def test_outputs_are_the_same_while_observed() -> None:
 
 def test_nothing_stays_behind() -> None:
     model = nn.Sequential(SameConv2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1))
-    before = {name: parameter for name, parameter in model.named_parameters()}
+    before = dict(model.named_parameters())
     with observed(model, ["0", "1"], lambda _, call: None):
         model(torch.randn(IMAGE))
     assert list(model.state_dict()) == list(before)

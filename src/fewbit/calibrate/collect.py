@@ -23,6 +23,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     Raises:
         FewbitError: The batch is none of these.
     """
+    batch = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, batch)  # a forward may work in place
     with torch.no_grad():
         if isinstance(batch, Tensor):
             return model(batch)

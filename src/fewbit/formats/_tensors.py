@@ -8,6 +8,7 @@ stored under the first and the others are listed as its aliases; one that is den
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,9 @@ def write(path: Path, stored: Stored) -> tuple[int, str]:
         save_file(stored.tensors, path, metadata={"format": "pt"})
     except (SafetensorError, KeyError, ValueError) as error:
         raise FewbitError(f"the tensors cannot be written to {path.name}: {error}") from error
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
     return path.stat().st_size, sha256(path)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fewbit.calibrate.collect import call_model
 from fewbit.errors import FewbitError
+from fewbit.nn.preserved import preserved_state
 from fewbit.nn.swap import quantized_layers
 
 
@@ -33,15 +34,18 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
         for name, layer in quantized_layers(quantized).items()
     ]
     try:
-        output = call_model(quantized, batch)
+        with preserved_state(quantized):
+            output = call_model(quantized, batch)
     finally:
         for hook in hooks:
             hook.remove()
     if _finite(first_tensor(output)):
         return
-    training = model.training
-    float_output = call_model(model.eval(), batch)
-    model.train(training)
+    modes = [(module, module.training) for module in model.modules()]
+    with preserved_state(model):
+        float_output = call_model(model.eval(), batch)
+    for module, training in modes:
+        module.training = training
     if not _finite(first_tensor(float_output)):
         raise FewbitError(
             "the float model's own outputs are not finite on the calibration data; mend the model or the data"

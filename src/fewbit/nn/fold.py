@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewbit.errors import FewbitError
 from fewbit.nn import kinds
+from fewbit.nn.preserved import preserved_state
 from fewbit.nn.swap import replace_module
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -78,7 +79,7 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = N
 def _output(model: nn.Module, run: Callable[[nn.Module], Any] | None) -> Tensor | None:
     if run is None:
         return None
-    with torch.no_grad():
+    with torch.no_grad(), preserved_state(model):
         output = run(model)
     return output.to(torch.float64) if isinstance(output, Tensor) else None
 
@@ -110,7 +111,8 @@ class _Tracer(fx.Tracer):
 
 def _traced_pairs(model: nn.Module) -> list[tuple[str, str]] | None:
     try:
-        graph = _Tracer().trace(model)
+        with preserved_state(model):
+            graph = _Tracer().trace(model)
     except Exception:  # noqa: BLE001  the model's own Python ran on symbols: anything can come out of it
         return None
     modules = dict(model.named_modules(remove_duplicate=False))

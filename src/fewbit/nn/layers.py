@@ -62,6 +62,16 @@ class QuantLayer(nn.Module):
 class QuantLinear(QuantLayer):
     """``y = x Wᵀ + b`` for ``x [..., K]``; also stands for Hugging Face's ``Conv1D``."""
 
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return self.weight.shape[0]
+
     def forward(self, input: Tensor) -> Tensor:
         """Float in, float out, of the same dtype."""
         return self.weight.linear(input, self.bias)
@@ -79,6 +89,26 @@ class QuantConv(QuantLayer):
     ) -> None:
         super().__init__(weight, bias)
         self.geometry, self.border = geometry, border
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.weight.shape[1] * self.geometry.groups
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.weight.shape[0]
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        """One for each spatial axis."""
+        return self.geometry.kernel
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """One for each spatial axis."""
+        return self.geometry.stride
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, C, *spatial]`` or ``[C, *spatial]`` in, float out."""
@@ -150,6 +180,16 @@ class QuantConvTranspose2d(QuantLayer):
 
 class QuantEmbedding(QuantLayer):
     """A table of rows, looked up and dequantized; the result has the float layer's dtype."""
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        return self.weight.shape[0]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Values of a row."""
+        return self.weight.shape[1]
 
     def forward(self, input: Tensor) -> Tensor:
         """``[…]`` integers in, ``[…, features]`` out."""

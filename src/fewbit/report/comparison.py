@@ -19,7 +19,7 @@ from fewbit.evaluate.outputs import floating_outputs
 from fewbit.evaluate.size import file_bytes, model_bytes
 from fewbit.evaluate.speed import interleaved_times
 from fewbit.evaluate.whole import OutputErrors
-from fewbit.nn import fold_batch_norm, info
+from fewbit.nn import fold_batch_norm, info, quantized_layers
 from fewbit.report.result import Comparison, SizePair, TimePair
 
 Progress = Callable[[str, int, int], None]
@@ -51,6 +51,10 @@ def compare(
     Raises:
         FewbitError: There are no batches, the models do not belong together, or the quantized one gives NaN.
     """
+    if quantized_layers(model):
+        raise FewbitError("the first model is quantized already; compare takes the float model first")
+    if not quantized_layers(quantized):
+        raise FewbitError("the second model has no quantized layer; compare takes the quantized model second")
     tell = progress or (lambda _stage, _done, _total: None)
     total = len(batches) if isinstance(batches, Sized) else 0
     iterator = iter(batches)

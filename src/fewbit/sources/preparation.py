@@ -24,6 +24,7 @@ from fewbit.sources.huggingface import read_json
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST = 8192  # pixels of a side; beyond it a batch does not fit any memory
 _CROP = 0.875  # 224 of 256
 
 T = TypeVar("T")
@@ -74,6 +75,8 @@ def resolve(options: ImageOptions, model: nn.Module | None = None) -> Preparatio
     mean = _first(options.mean, known.mean, _IMAGENET_MEAN)
     std = _first(options.std, known.std, _IMAGENET_STD)
     interpolation = _first(options.interpolation, known.interpolation, "bicubic")
+    if max(size, resize) > _LARGEST:
+        raise FewbitError(f"pictures of {max(size, resize)} pixels are beyond what fits; the largest are {_LARGEST}")
     if size < 1 or resize < size:
         raise FewbitError(f"pictures cannot be scaled to {resize} pixels and then cut to {size}")
     if len(mean) != len(std) or len(mean) not in (1, 3) or not all(0 < s < math.inf for s in std):

@@ -25,6 +25,7 @@ from fewbit.formats.architecture.allowed import ATTRIBUTES, FUNCTION_NAMES, FUNC
 from fewbit.formats.architecture.description import Description, Slot, members_of
 from fewbit.formats.architecture.values import Json, Undescribable, decode, encode
 from fewbit.nn import QuantizedWeight
+from fewbit.nn.preserved import preserved_state
 
 _GETATTR = "builtins.getattr"
 _NODE: dict[str, type | tuple[type, ...]] = {"op": str, "target": str, "args": list, "kwargs": dict}
@@ -101,7 +102,7 @@ def _trace(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     tracer = _Tracer()
     try:
         model.eval()
-        with torch.no_grad(), _no_questions(model):
+        with torch.no_grad(), preserved_state(model), _no_questions(model):
             graph = tracer.trace(model)
     except Undescribable:
         raise
