@@ -214,11 +214,11 @@ def _round_weights(
 ) -> dict[str, tuple[Tensor, QTensor]]:
     """The float matrix and its codes for each layer; tied layers are rounded once."""
     done: dict[str, tuple[Tensor, QTensor]] = {}
-    by_parameter: dict[tuple[int, str], tuple[Tensor, QTensor]] = {}
+    by_parameter: dict[tuple[object, ...], tuple[Tensor, QTensor]] = {}
     for step, plan in enumerate(plans, 1):
         assert plan.scheme is not None
         module = model.get_submodule(plan.name)
-        key = (id(module.weight), str(plan.scheme.weights))
+        key = (*kinds.matrix_key(module), plan.scheme.weights.text)
         if key not in by_parameter:
             matrix = kinds.weight_matrix(module)
             options = rounding.Options(calibrator=recipe.weight_calibrator)

@@ -70,6 +70,13 @@ def weight_matrix(module: nn.Module) -> Tensor:
     return weight.reshape(weight.shape[0], -1).contiguous()
 
 
+def matrix_key(module: nn.Module) -> tuple[object, ...]:
+    """Equal for layers whose :func:`weight_matrix` is the same: tied weights that are also read the same way."""
+    if isinstance(module, nn.ConvTranspose2d):
+        return id(module.weight), "transposed", module.groups
+    return id(module.weight), "Conv1D" if kind(module) == "Conv1D" else "plain"
+
+
 def kernel_shape(module: nn.Module) -> tuple[int, ...]:
     """The spatial shape of a convolution's kernel, ``()`` for the others."""
     found = kind(module)
