@@ -25,6 +25,11 @@ Definition = Function | ast.ClassDef
 TESTED_ELSEWHERE = {
     "__main__": "test_the_command_answers_with_its_version, below",
     "numbers/format": "the protocol; tests/numbers/test_formats.py holds every format to it",
+    "demo/cnn": "measured from end to end in tests/demo/test_run.py, on the network of test_efficientnet.py",
+    "demo/text": "measured from end to end in tests/demo/test_run.py, on the encoder of test_minilm.py",
+    "sources/batches": "tests/sources/test_data.py",
+    "sources/huggingface": "tests/sources/test_model.py",
+    "sources/preparation": "tests/sources/test_images.py",
 }
 
 

@@ -234,3 +234,8 @@ def test_an_archive_entry_that_is_too_large_is_refused(
         out.write(paint(tmp_path / "a.png", 64, 64), "a.png")
     with pytest.raises(FewbitError, match=r"a\.png unpacks to more than"):
         list(load_data(tmp_path / "a.zip", image=PLAIN))
+
+
+def test_sizes_beyond_any_memory_are_refused() -> None:
+    with pytest.raises(FewbitError, match="100000 pixels|114286 pixels"):
+        resolve(ImageOptions(size=100_000))
