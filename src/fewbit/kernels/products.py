@@ -1,8 +1,8 @@
 """Integer products with their scales: codes and scales in, float32 out, on the backend that is right for the machine.
 
 ``Y = s_x s_w [X_q W_q − z_x Σ W_q − z_w Σ X_q + K z_x z_w]`` (arXiv 1712.05877, section 2.3). The sums over weights are
-made once. Backends give the same integers; they differ in the last bits of the float scaling: each is within ``2^-22 ·
-Σ |X_q W_q| s_x s_w`` of the exact value.
+made once. Backends give the same integers; they differ in the last bits
+of the float scaling: each is within ``2^-22 · Σ (|X_q| + |z_x|)(|W_q| + |z_w|) s_x s_w`` of the exact value.
 """
 
 from __future__ import annotations
@@ -246,12 +246,23 @@ def _tamed(x: Tensor, geometry: Geometry, zero: int, out_channels: int) -> tuple
         geometry = replace(geometry, groups=out_channels)
     depthwise_or_whole = geometry.groups in (1, x.shape[1])
     fits = all(p[0] == p[1] < k <= n for p, k, n in zip(geometry.padding, geometry.kernel, x.shape[2:]))
-    if axes == 2 and depthwise_or_whole and fits and geometry.dilation == (1, 1):
+    wide = min(out_shape(x.shape[2:], geometry)) > 1
+    if axes == 2 and depthwise_or_whole and fits and wide and geometry.dilation == (1, 1):
         return x, geometry
     if any(before or after for before, after in geometry.padding):
         x = reference._pad(x, geometry.padding, zero)
         geometry = replace(geometry, padding=((0, 0),) * axes)
-    return x, geometry
+    return _without_idle_strides(x, geometry)
+
+
+def _without_idle_strides(x: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
+    """An unpadded convolution whose axes of one output position have stride 1; oneDNN is wrong for some others."""
+    stride = list(geometry.stride)
+    for axis, size in enumerate(out_shape(x.shape[2:], geometry)):
+        if size == 1 and stride[axis] > 1:
+            x = x.narrow(2 + axis, 0, geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1)
+            stride[axis] = 1
+    return x, replace(geometry, stride=tuple(stride))
 
 
 def _conv_call(

@@ -6,7 +6,6 @@ of these functions. An object with ``__torch_function__`` in the weight's place 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ _CONVS: dict[Any, int] = {
     F.conv1d: 1, F.conv2d: 2, F.conv3d: 3, torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3,
 }  # fmt: skip
 _CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_EMBEDDING_NAMES = ("input", "weight", "padding_idx", "max_norm")
 _LINEAR_NAMES = ("input", "weight", "bias")
 
 
@@ -57,10 +57,10 @@ def read_call(
         named = _named(_CONV_NAMES, args, kwargs)
         return Call("conv", named["input"], named.get("bias"), _geometry(named, kernel))
     if function is F.embedding:
-        bound = inspect.signature(F.embedding).bind(*args, **(kwargs or {})).arguments
-        if bound.get("max_norm") is not None:
+        named = _named(_EMBEDDING_NAMES, args, kwargs)
+        if named.get("max_norm") is not None:
             raise FewbitError("an embedding with max_norm changes its weights as it runs; skip it with a rule")
-        return Call("embedding", bound["input"])
+        return Call("embedding", named["input"])
     name = getattr(function, "__name__", str(function))
     raise FewbitError(f"a quantized weight was used in {name}, which has no integer form; skip that layer with a rule")
 

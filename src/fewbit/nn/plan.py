@@ -57,7 +57,7 @@ def check_plans(plans: list[LayerPlan]) -> None:
         raise FewbitError("the recipe leaves every layer in float; there is nothing to quantize")
     for plan in plans:
         if plan.scheme is not None:
-            problem = _problem(plan.scheme)
+            problem = _problem(plan.kind, plan.scheme)
             if problem is not None:
                 raise FewbitError(f"layer {plan.name} ({plan.kind}): {problem}")
 
@@ -74,7 +74,7 @@ def check_weights(model: nn.Module, plans: list[LayerPlan]) -> None:
         check_finite(weight, f"the weight of {plan.name}")
 
 
-def _problem(scheme: Scheme) -> str | None:
+def _problem(kind: str, scheme: Scheme) -> str | None:
     weights, grain = scheme.weights, scheme.weights.granularity
     if str(grain) == "token" or (isinstance(grain, PerChannel) and grain.axis != 0):
         return f"weights are quantized per tensor, per channel (axis 0, the output) or per group, not {grain}"
@@ -82,4 +82,11 @@ def _problem(scheme: Scheme) -> str | None:
         return None
     if not weights.format.is_integer:
         return f"weights in {weights.format.name} have no integer product; leave the activations in float (A16)"
-    return integer_activations(scheme.activations, scheme.dynamic)
+    convolves = kind.startswith("Conv") and kind != "Conv1D"
+    activations = scheme.activations
+    per_block = str(activations.granularity) != "tensor"
+    if scheme.dynamic and convolves and per_block and not activations.symmetric:
+        return "dynamic activations of a convolution are symmetric, or per tensor"
+    if scheme.dynamic and not convolves and activations.granularity == PerChannel(0):
+        return "dynamic activations have scales per token or per tensor"
+    return integer_activations(activations, scheme.dynamic)
