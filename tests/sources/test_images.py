@@ -237,5 +237,5 @@ def test_an_archive_entry_that_is_too_large_is_refused(
 
 
 def test_sizes_beyond_any_memory_are_refused() -> None:
-    with pytest.raises(FewbitError, match="100000 pixels|114286 pixels"):
+    with pytest.raises(FewbitError, match=r"114286 pixels"):
         resolve(ImageOptions(size=100_000))
