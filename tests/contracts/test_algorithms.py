@@ -9,6 +9,7 @@ import torch
 
 from fewbit import algorithms
 from fewbit.algorithms import rtn
+from fewbit.calibrate.gram import Gram, Statistics, output_error
 from fewbit.errors import FewbitError
 from fewbit.numbers.spec import QSpec
 
@@ -31,22 +32,61 @@ def test_options_are_frozen_and_have_defaults(algorithm):
         setattr(options, field, None)
 
 
+def correlated_inputs(rows: int, columns: int, dead: int | None = None) -> torch.Tensor:
+    """Inputs as layers meet them: few directions, some of them large, and a mean."""
+    directions = torch.randn(max(columns // 4, 1), columns) * torch.rand(columns).add(0.1)
+    x = torch.randn(rows, directions.shape[0]) @ directions + 0.1 * torch.randn(rows, columns) + 0.2
+    if dead is not None:
+        x[:, dead] = 0
+    return x
+
+
+def statistics(x: torch.Tensor) -> Statistics:
+    halves = [Gram(x.shape[1], "w"), Gram(x.shape[1], "w")]
+    for gram, rows in zip(halves, x.chunk(2)):
+        gram.update(rows)
+    return Statistics(*halves)
+
+
+def objective(algorithm, weight, t, seen: Statistics) -> float:
+    """What the algorithm promises to lower: the output error where it uses data, else the weight error."""
+    change = t.dequantize() - weight
+    if algorithm.NEEDS:
+        return float(output_error(change, seen.gram.matrix).sum())
+    return float(change.double().square().sum())
+
+
 @pytest.mark.parametrize("text", SPECS)
 def test_a_qtensor_of_the_same_shape_no_worse_than_rounding_to_nearest(algorithm, text):
     torch.manual_seed(0)
     weight, spec = torch.randn(12, 80), QSpec.parse(text)
-    t = algorithm.quantize_weight(weight, spec, algorithm.Options(), "w")
-    nearest = rtn.quantize_weight(weight, spec)
+    seen = statistics(correlated_inputs(512, 80, dead=7))
+    t = algorithm.quantize_weight(weight, spec, algorithm.Options(), "w", seen)
     assert t.shape == (12, 80)
     assert t.spec == spec
-    error, least = ((q.dequantize() - weight).square().sum() for q in (t, nearest))
-    assert error <= least * (1 + 1e-6)
+    for calibrator in (None, "minmax"):
+        nearest = rtn.quantize_weight(weight, spec, rtn.Options(calibrator) if algorithm is not rtn else None)
+        limit = objective(algorithm, weight, nearest, seen)
+        assert objective(algorithm, weight, t, seen) <= limit * (1 + 1e-6)
+
+
+def test_what_needs_data_says_so_by_name(algorithm):
+    assert set(algorithm.NEEDS) <= {"gram"}
+    for missing in (None, Statistics(Gram(8, "my layer"))):
+        if algorithm.NEEDS:
+            with pytest.raises(FewbitError, match=r"my layer.*data.*rtn"):
+                algorithm.quantize_weight(torch.ones(2, 8), QSpec.parse(SPECS[0]), None, "my layer", missing)
+        else:
+            algorithm.quantize_weight(torch.ones(2, 8), QSpec.parse(SPECS[0]), None, "my layer", missing)
 
 
 def test_zero_rows_are_exact_and_the_same_input_gives_the_same_bytes(algorithm):
     weight = torch.randn(4, 32)
     weight[1] = 0
-    first, second = (algorithm.quantize_weight(weight, QSpec.parse("int4/channel/sym"), None, "w") for _ in range(2))
+    seen = statistics(correlated_inputs(64, 32))
+    first, second = (
+        algorithm.quantize_weight(weight, QSpec.parse("int4/channel/sym"), None, "w", seen) for _ in range(2)
+    )
     assert torch.equal(first.codes, second.codes)
     assert float(first.scale[1]) == 1
     assert not first.codes[1].any()
@@ -57,4 +97,6 @@ def test_what_is_not_finite_is_refused_by_name(algorithm, value):
     weight = torch.ones(2, 8)
     weight[0, 3] = value
     with pytest.raises(FewbitError, match="my weight"):
-        algorithm.quantize_weight(weight, QSpec.parse("int8/channel/sym"), None, "my weight")
+        algorithm.quantize_weight(
+            weight, QSpec.parse("int8/channel/sym"), None, "my weight", statistics(torch.randn(16, 8))
+        )

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from fewbit import calibrate
+from fewbit.calibrate.gram import Statistics
 from fewbit.kernels import dispatch
 from fewbit.numbers import affine
 from fewbit.numbers.granularity import PerChannel, PerGroup
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
+
+NEEDS: tuple[str, ...] = ()
 
 # From this width on the error of rounding is so small that clipping gains nothing.
 _MINMAX_FROM_BITS = 8
@@ -32,7 +35,13 @@ class Options:
     calibrator_options: Any = None
 
 
-def quantize_weight(weight: Tensor, spec: QSpec, options: Options | None = None, name: str = "weight") -> QTensor:
+def quantize_weight(
+    weight: Tensor,
+    spec: QSpec,
+    options: Options | None = None,
+    name: str = "weight",
+    statistics: Statistics | None = None,
+) -> QTensor:
     """Quantize a tensor of any shape at the spec's granularity.
 
     Args:
@@ -40,6 +49,7 @@ def quantize_weight(weight: Tensor, spec: QSpec, options: Options | None = None,
         spec: The quantization.
         options: See :class:`Options`.
         name: Named in errors.
+        statistics: Not used: the weight alone decides.
 
     Raises:
         FewbitError: NaN, infinity or no values; a scale that float32 cannot hold.

@@ -1,0 +1,148 @@
+"""The Gram matrix of a layer's input, ``G = E[x xᵀ]``: what a change of the layer's weight does to its output.
+
+For a layer ``y = W x`` and a change D of its weight the mean squared change of the output is
+``E‖D x‖² = tr(D G Dᵀ)``, so G is all that a layer-wise algorithm needs of the calibration data.
+GPTQ (arXiv 2210.17323) calls 2 G its Hessian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import FewbitError
+
+# Products of so many rows are summed in float32 before they enter the accumulator.
+_ROWS = 4096
+# Wider accumulators stay in float32: 4096² float64 values are 128 MiB, 11008² would be 924 MiB.
+_DOUBLE_UP_TO = 4096
+
+
+class Gram:
+    """Streaming sums of ``x xᵀ``, ``|x|`` and ``x`` over rows x; mergeable, bounded by ``columns²`` values.
+
+    Products are in float32, their sums in float64 up to 4096 columns and in float32 beyond.
+
+    Args:
+        columns: K, the width of x.
+        name: The layer's name in errors.
+
+    Attributes:
+        count: How many rows were seen.
+    """
+
+    def __init__(self, columns: int, name: str = "tensor") -> None:
+        self.columns, self.name, self.count = columns, name, 0
+        dtype = torch.float64 if columns <= _DOUBLE_UP_TO else torch.float32
+        self._products = torch.zeros(columns, columns, dtype=dtype)
+        self._abs = torch.zeros(columns, dtype=torch.float64)
+        self._sums = torch.zeros(columns, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in the rows of ``x [..., K]``; the sums live on the device of the first x.
+
+        Raises:
+            FewbitError: x has another width, or holds NaN or infinity.
+        """
+        if x.shape[-1] != self.columns:
+            raise FewbitError(f"{self.name} got an input of width {x.shape[-1]} instead of {self.columns}")
+        rows = x.detach().reshape(-1, self.columns).to(torch.float32)
+        if self.count == 0 and self._products.device != rows.device:
+            self._products, self._abs, self._sums = (t.to(rows.device) for t in self._tensors())
+        absolute = rows.abs().sum(dim=0, dtype=torch.float64)
+        if not bool(torch.isfinite(absolute).all()):
+            raise FewbitError(f"{self.name} got an input that holds NaN or infinity; look at the calibration data")
+        self._abs += absolute
+        self._sums += rows.sum(dim=0, dtype=torch.float64)
+        for part in torch.split(rows, _ROWS):
+            self._products += part.T @ part
+        self.count += rows.shape[0]
+
+    def merge(self, other: Self) -> Self:
+        """The statistic of both; neither changes.
+
+        Raises:
+            FewbitError: They have different widths.
+        """
+        if other.columns != self.columns:
+            raise FewbitError(f"{self.name} has width {self.columns}, the other statistic {other.columns}")
+        merged = type(self)(self.columns, self.name)
+        pairs = zip(self._tensors(), other._tensors())
+        merged._products, merged._abs, merged._sums = (a + b.to(a.device) for a, b in pairs)
+        merged.count = self.count + other.count
+        return merged
+
+    @property
+    def matrix(self) -> Tensor:
+        """``G [K, K]``, the mean of ``x xᵀ``, exactly symmetric, in the accumulator's dtype.
+
+        Raises:
+            FewbitError: There was no update.
+        """
+        self._check_seen()
+        # The two halves of a float32 product can differ in the last bit.
+        return (self._products + self._products.T).div_(2 * self.count)
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """float64 ``[K]``, the mean of ``|x|``: the activation magnitude of AWQ (arXiv 2306.00978)."""
+        self._check_seen()
+        return self._abs / self.count
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 ``[K]``, the mean of x."""
+        self._check_seen()
+        return self._sums / self.count
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors, sums and not means, so that adding two states adds the statistics."""
+        count = torch.tensor(self.count, dtype=torch.int64)
+        return {"products": self._products, "abs": self._abs, "sums": self._sums, "count": count}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], name: str = "tensor") -> Self:
+        """The statistic of a :meth:`state_dict`; the tensors are taken over, not copied."""
+        gram = cls.__new__(cls)
+        gram.columns, gram.name, gram.count = state["sums"].shape[0], name, int(state["count"])
+        gram._products, gram._abs, gram._sums = state["products"], state["abs"], state["sums"]
+        return gram
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._products, self._abs, self._sums
+
+    def _check_seen(self) -> None:
+        if self.count == 0:
+            raise FewbitError(f"{self.name} saw no calibration data; pass at least one batch that reaches it")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What an algorithm sees of the calibration data.
+
+    Attributes:
+        gram: Of the layer's input.
+        held_back: Of input that ``gram`` does not hold, for choices that must not fit the data they are judged on.
+    """
+
+    gram: Gram
+    held_back: Gram | None = None
+
+
+def output_error(change: Tensor, gram: Tensor) -> Tensor:
+    """``d G dᵀ`` for each row d: the mean squared change of each output.
+
+    Args:
+        change: ``[out, K]``, the change of the weight.
+        gram: ``[K, K]``.
+
+    Returns:
+        ``[out]`` in the dtype of ``gram``.
+    """
+    change = change.to(gram.dtype)
+    return ((change @ gram) * change).sum(dim=1)
