@@ -27,6 +27,7 @@ TESTED_ELSEWHERE = {
     "numbers/format": "the protocol; tests/numbers/test_formats.py holds every format to it",
     "demo/cnn": "measured from end to end in tests/demo/test_run.py, on the network of test_efficientnet.py",
     "demo/text": "measured from end to end in tests/demo/test_run.py, on the encoder of test_minilm.py",
+    "models/table": "the words of the tables, which tests/models/test_layout.py holds to models",
     "sources/batches": "tests/sources/test_data.py",
     "sources/huggingface": "tests/sources/test_model.py",
     "sources/preparation": "tests/sources/test_images.py",

@@ -1,0 +1,5 @@
+"""ELECTRA: built like BERT."""
+
+from fewbit.models.bert import FAMILY
+
+__all__ = ["FAMILY"]

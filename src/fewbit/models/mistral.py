@@ -1,0 +1,5 @@
+"""Mistral: built like Llama."""
+
+from fewbit.models.llama import FAMILY
+
+__all__ = ["FAMILY"]
