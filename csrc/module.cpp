@@ -1,5 +1,5 @@
-// The Python module fewbit._native: checks what comes in, gives up the interpreter lock, calls the chosen
-// kernel.
+// The Python module fewbit._native: checks what comes in, gives up the interpreter lock, calls the pass with
+// the chosen kernel.
 //
 // Layout: one function a kernel; its contract for Python is in src/fewbit/_native.pyi.
 // Cost: about a microsecond an array for nanobind's DLPack exchange; no copies.
@@ -15,6 +15,8 @@
 
 #include "arrays.h"
 #include "dispatch.h"
+#include "passes.h"
+#include "threads.h"
 
 namespace fewbit {
 namespace {
@@ -47,7 +49,7 @@ void minmax_rows(const Input& x, const Output& out) {
   const Float kind = float_type(x, "x");
   float* to = memory<float>(out, "out", {shape.rows, 2});
   const nb::gil_scoped_release free;
-  active->minmax_rows(x.data(), kind, shape, to);
+  passes::minmax_rows(*active, x.data(), kind, shape, to);
 }
 
 void quantize_rows(const Input& x, const Input& scale, const Input& zp, int32_t qmin, int32_t qmax,
@@ -62,7 +64,7 @@ void quantize_rows(const Input& x, const Input& scale, const Input& zp, int32_t 
   check_zero_points(zero_points, shape.rows);
   void* to = out.data();
   const nb::gil_scoped_release free;
-  active->quantize_rows(from, shape, scales, zero_points, {qmin, qmax}, to, code);
+  passes::quantize_rows(*active, from, shape, scales, zero_points, {qmin, qmax}, to, code);
 }
 
 void quantize_rows_dynamic(const Input& x, int32_t qmax, const Output& out, const Output& scale) {
@@ -72,7 +74,7 @@ void quantize_rows_dynamic(const Input& x, int32_t qmax, const Output& out, cons
   float* scales = memory<float>(scale, "scale", {shape.rows});
   if (qmax < 1 || qmax > 127) refuse("`qmax` is " + std::to_string(qmax) + ", but must be from 1 to 127");
   const nb::gil_scoped_release free;
-  active->quantize_rows_dynamic(from, shape, qmax, to, scales);
+  passes::quantize_rows_dynamic(*active, from, shape, qmax, to, scales);
 }
 
 void dequantize_rows(const Input& codes, const Input& scale, const Input& zp, const Output& out) {
@@ -83,7 +85,7 @@ void dequantize_rows(const Input& codes, const Input& scale, const Input& zp, co
   float* to = memory<float>(out, "out", {shape.rows, shape.cols});
   check_zero_points(zero_points, shape.rows);
   const nb::gil_scoped_release free;
-  active->dequantize_rows(codes.data(), code, shape, scales, zero_points, to);
+  passes::dequantize_rows(*active, codes.data(), code, shape, scales, zero_points, to);
 }
 
 void histogram_rows(const Input& x, const Input& inv_width, const Output& counts) {
@@ -96,8 +98,7 @@ void histogram_rows(const Input& x, const Input& inv_width, const Output& counts
     refuse("`counts` has " + std::to_string(bins) + " bins a row, but must have 1 to 2^22");
   }
   const nb::gil_scoped_release free;
-  std::vector<uint32_t> scratch(static_cast<size_t>(kSubHistograms * bins));
-  active->histogram_rows(from, shape, widths, bins, scratch.data(), to);
+  passes::histogram_rows(*active, from, shape, widths, bins, to);
 }
 
 void check_search(const float* candidates, int64_t n, int32_t qmin, int32_t qmax) {
@@ -123,7 +124,7 @@ void mse_search_rows(const Input& x, const Input& candidates, bool symmetric, in
   float* los = memory<float>(lo, "lo", {shape.rows});
   float* his = memory<float>(hi, "hi", {shape.rows});
   const nb::gil_scoped_release free;
-  active->mse_search_rows(from, shape, fractions, n, symmetric, {qmin, qmax}, los, his);
+  passes::mse_search_rows(*active, from, shape, fractions, n, symmetric, {qmin, qmax}, los, his);
 }
 
 void unpack(const Input& data, int32_t bits, bool is_signed, const Output& out) {
@@ -138,7 +139,7 @@ void unpack(const Input& data, int32_t bits, bool is_signed, const Output& out) 
   const uint8_t* from = values<uint8_t>(data, "data", {(count * bits + 7) / 8});
   uint8_t* to = static_cast<uint8_t*>(out.data());
   const nb::gil_scoped_release free;
-  active->unpack(from, count, bits, is_signed, to);
+  passes::unpack(*active, from, count, bits, is_signed, to);
 }
 
 }  // namespace
@@ -150,6 +151,8 @@ NB_MODULE(_native, m) {
   m.doc() = "Quantization kernels, one table for each instruction set.";
   m.def("isa", [] { return std::string(fewbit::active->isa); });
   m.def("available_isas", &fewbit::available_isas);
+  m.def("set_threads", &fewbit::set_threads, "threads"_a);
+  m.def("threads", &fewbit::threads);
   m.def("minmax_rows", &fewbit::minmax_rows, "x"_a, "out"_a);
   m.def("quantize_rows", &fewbit::quantize_rows, "x"_a, "scale"_a, "zp"_a, "qmin"_a, "qmax"_a, "out"_a);
   m.def("quantize_rows_dynamic", &fewbit::quantize_rows_dynamic, "x"_a, "qmax"_a, "out"_a, "scale"_a);

@@ -10,7 +10,7 @@ Every instruction set gives the same bits. Every function
   output arrays it is given, which must not share memory with the inputs;
 * raises ``ValueError`` with one sentence naming the argument if a memory order, dtype, shape or value does
   not fit, and ``TypeError`` for what is no array in memory, or an output that is read-only;
-* releases the interpreter lock and runs on one thread.
+* releases the interpreter lock and shares its work among at most ``threads()`` threads; the bits do not depend on them.
 
 R, C are rows and columns, either may be 0; a row is a quantization block.
 """
@@ -27,6 +27,12 @@ def isa() -> str:
 
 def available_isas() -> list[str]:
     """Instruction sets this build has and this processor runs, best first; the last is ``"portable"``."""
+
+def set_threads(threads: int) -> None:
+    """How many threads a call may use from now on, the calling one included; 1 at import, at most 256."""
+
+def threads() -> int:
+    """What :func:`set_threads` last allowed."""
 
 def minmax_rows(x: Array, out: Array) -> None:
     """Smallest and largest value of each row, exactly.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import FewbitError
-from fewbit.kernels import reference
+from fewbit.kernels import reference, threads
 from fewbit.numbers import packing
 from fewbit.numbers.spec import QSpec
 
@@ -45,9 +45,11 @@ def backend() -> str:
 
 
 def _fits(*tensors: Tensor) -> bool:
-    """Whether the compiled kernels take these tensors."""
-    plain = all(t.device.type == "cpu" and t.is_contiguous() for t in tensors)
-    return _native is not None and plain
+    """Whether the compiled kernels take these tensors; they then know how many threads they may use."""
+    if _native is None or not all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
+        return False
+    threads.follow_torch(_native)
+    return True
 
 
 def minmax_rows(x: Tensor) -> Tensor:

@@ -1,0 +1,120 @@
+// The split of every pass into pieces. See csrc/passes.h.
+#include "passes.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "split.h"
+
+namespace fewbit::passes {
+namespace {
+
+constexpr int64_t kStream = 1 << 16;  // values of a piece of a pass that waits for memory
+constexpr int64_t kSearch = 1 << 10;  // values of a piece of a search, which looks at each value many times
+constexpr int64_t kCount = 1 << 18;   // values of a piece of a histogram, which clears and adds up tables
+
+int64_t size_of(Code code) { return code == Code::i8 || code == Code::u8 ? 1 : 2; }
+int64_t size_of(Float kind) { return kind == Float::f32 ? 4 : 2; }
+
+}  // namespace
+
+void minmax_rows(const Kernels& with, const void* x, Float kind, Shape shape, float* out) {
+  const char* from = static_cast<const char*>(x);
+  if (shape.cols <= kStream) {
+    return for_rows(shape, kStream, [&](int64_t first, int64_t rows, int) {
+      with.minmax_rows(from + first * shape.cols * size_of(kind), kind, {rows, shape.cols}, out + 2 * first);
+    });
+  }
+  const int64_t across = (shape.cols + kStream - 1) / kStream;
+  std::vector<float> ends(
+      static_cast<size_t>(2 * across * shape.rows));  // of the parts of each row, in a row
+  for_parts(shape, kStream, [&](Part p, int) {
+    with.minmax_rows(from + (p.row * shape.cols + p.col) * size_of(kind), kind, {1, p.cols},
+                     ends.data() + 2 * (p.row * across + p.col / kStream));
+  });
+  with.minmax_rows(ends.data(), Float::f32, {shape.rows, 2 * across}, out);
+}
+
+void quantize_rows(const Kernels& with, const float* x, Shape shape, const float* scale,
+                   const int32_t* zero_point, Bounds bounds, void* out, Code code) {
+  for_parts(shape, kStream, [&](Part p, int) {
+    const int64_t at = p.row * shape.cols + p.col;
+    with.quantize_rows(x + at, {p.rows, p.cols}, scale + p.row, zero_point + p.row, bounds,
+                       static_cast<char*>(out) + at * size_of(code), code);
+  });
+}
+
+void quantize_rows_dynamic(const Kernels& with, const float* x, Shape shape, int32_t qmax, int8_t* out,
+                           float* scale) {
+  for_rows(shape, kStream, [&](int64_t first, int64_t rows, int) {
+    const int64_t at = first * shape.cols;
+    with.quantize_rows_dynamic(x + at, {rows, shape.cols}, qmax, out + at, scale + first);
+  });
+}
+
+void dequantize_rows(const Kernels& with, const void* codes, Code code, Shape shape, const float* scale,
+                     const int32_t* zero_point, float* out) {
+  for_parts(shape, kStream, [&](Part p, int) {
+    const int64_t at = p.row * shape.cols + p.col;
+    with.dequantize_rows(static_cast<const char*>(codes) + at * size_of(code), code, {p.rows, p.cols},
+                         scale + p.row, zero_point + p.row, out + at);
+  });
+}
+
+namespace {
+
+/// What one thread counts in.
+struct Tables {
+  explicit Tables(int64_t bins) : scratch(static_cast<size_t>(kSubHistograms * bins)), counts(bins) {}
+  std::vector<uint32_t> scratch;
+  std::vector<int64_t> counts;  // of its parts of a long row
+};
+
+void count_long_row(const Kernels& with, const float* x, int64_t cols, float inv_width, int64_t bins,
+                    int64_t* counts, std::vector<Tables>& tables) {
+  const auto count = [&](Part p, int slot) {
+    Tables& mine = tables[static_cast<size_t>(slot)];
+    with.histogram_rows(x + p.col, {1, p.cols}, &inv_width, bins, mine.scratch.data(), mine.counts.data());
+  };
+  for_parts({1, cols}, kCount, count, static_cast<int>(tables.size()));
+  for (Tables& table : tables) {  // sums of integers: their order is free
+    for (int64_t k = 0; k < bins; ++k) counts[k] += table.counts[static_cast<size_t>(k)];
+    std::fill(table.counts.begin(), table.counts.end(), 0);
+  }
+}
+
+}  // namespace
+
+void histogram_rows(const Kernels& with, const float* x, Shape shape, const float* inv_width, int64_t bins,
+                    int64_t* counts) {
+  const bool is_small = shape.rows * shape.cols <= kCount;
+  std::vector<Tables> tables(static_cast<size_t>(is_small ? 1 : threads()), Tables(bins));
+  if (shape.cols > kCount) {
+    for (int64_t r = 0; r < shape.rows; ++r) {
+      count_long_row(with, x + r * shape.cols, shape.cols, inv_width[r], bins, counts + r * bins, tables);
+    }
+    return;
+  }
+  const auto count = [&](int64_t first, int64_t rows, int slot) {
+    with.histogram_rows(x + first * shape.cols, {rows, shape.cols}, inv_width + first, bins,
+                        tables[static_cast<size_t>(slot)].scratch.data(), counts + first * bins);
+  };
+  for_rows(shape, kCount, count, static_cast<int>(tables.size()));
+}
+
+void mse_search_rows(const Kernels& with, const float* x, Shape shape, const float* candidates,
+                     int64_t n_candidates, bool symmetric, Bounds bounds, float* lo, float* hi) {
+  for_rows(shape, kSearch, [&](int64_t first, int64_t rows, int) {
+    with.mse_search_rows(x + first * shape.cols, {rows, shape.cols}, candidates, n_candidates, symmetric,
+                         bounds, lo + first, hi + first);
+  });
+}
+
+void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out) {
+  for_parts({1, count}, kStream,
+            [&](Part p, int) {  // a piece begins at a multiple of eight codes, a whole byte
+              with.unpack(data + p.col / 8 * bits, p.cols, bits, is_signed, out + p.col);
+            });
+}
+
+}  // namespace fewbit::passes

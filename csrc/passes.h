@@ -1,0 +1,27 @@
+// The kernels of csrc/dispatch.h over whole matrices, on as many threads as csrc/threads.h allows.
+//
+// Layout: as in csrc/dispatch.h. Cost: that of the kernel, split into pieces of some ten microseconds.
+// Why apart from the kernels: they stay plain loops that know of no threads, and the pieces are the same for
+// every instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch.h"
+
+namespace fewbit::passes {
+
+void minmax_rows(const Kernels& with, const void* x, Float kind, Shape shape, float* out);
+void quantize_rows(const Kernels& with, const float* x, Shape shape, const float* scale,
+                   const int32_t* zero_point, Bounds bounds, void* out, Code code);
+void quantize_rows_dynamic(const Kernels& with, const float* x, Shape shape, int32_t qmax, int8_t* out,
+                           float* scale);
+void dequantize_rows(const Kernels& with, const void* codes, Code code, Shape shape, const float* scale,
+                     const int32_t* zero_point, float* out);
+void histogram_rows(const Kernels& with, const float* x, Shape shape, const float* inv_width, int64_t bins,
+                    int64_t* counts);
+void mse_search_rows(const Kernels& with, const float* x, Shape shape, const float* candidates,
+                     int64_t n_candidates, bool symmetric, Bounds bounds, float* lo, float* hi);
+void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
+
+}  // namespace fewbit::passes
