@@ -26,6 +26,7 @@ from fewbit.nn.plan import check_plans, check_weights, join_tied
 from fewbit.nn.preserved import preserved_state
 from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec, as_spec
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
 
@@ -76,7 +77,7 @@ def quantize(
     inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
     weights = _round_weights(work, chosen, rounding, recipe, progress)
     result, corrected = build_layers(work, chosen, weights, inputs, statistics)
-    notes += [*folded.notes, *_told(weights, corrected)]
+    notes += [*folded.notes, *_told(weights, corrected), *_wide_scales(chosen, weights)]
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:
@@ -168,6 +169,12 @@ def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[st
     return notes
 
 
+def _wide_scales(plans: list[LayerPlan], weights: dict[str, tuple[Tensor, QTensor]]) -> list[str]:
+    """A note on the layers whose scales do not fit the type that the plan gave them."""
+    wide = [p.name for p in plans if p.scheme is not None and weights[p.name][1].spec != p.scheme.weights]
+    return [f"the scales of {', '.join(wide)} are stored as float32, as 16 bits do not hold them"] if wide else []
+
+
 def _fold(model: nn.Module, first: Any) -> FoldResult:
     """Fold batch norm in place, checked on the first batch where there is one."""
     if first is None:
@@ -222,7 +229,8 @@ def _round_weights(
         if key not in by_parameter:
             matrix = kinds.weight_matrix(module)
             options = rounding.Options(calibrator=recipe.weight_calibrator)
-            codes = rounding.quantize_weight(matrix, plan.scheme.weights, options, f"the weight of {plan.name}")
+            spec = fitting_spec(matrix, plan.scheme.weights)
+            codes = rounding.quantize_weight(matrix, spec, options, f"the weight of {plan.name}")
             by_parameter[key] = (matrix, codes)
         done[plan.name] = by_parameter[key]
         if progress is not None:

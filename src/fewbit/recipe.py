@@ -49,8 +49,9 @@ class Scheme:
     def parse(cls, name: str) -> Scheme:
         """Read ``W8A8``, ``W8A8-dynamic``, ``W8A16``, ``W4A16-g128``, ``W4A16-g128-asym``, …
 
-        Weights are ``intB/channel/sym`` (``-gN`` groups, ``-tensor`` one scale, ``-asym`` zero points); static
-        activations ``uintB/tensor/asym``, dynamic ones ``intB/token/sym``; A16 and A32 leave activations in float.
+        Weights are ``intB/channel/sym`` (``-gN`` groups with float16 scales, ``-tensor`` one scale, ``-asym`` zero
+        points); static activations ``uintB/tensor/asym``, dynamic ones ``intB/token/sym``; A16 and A32 leave
+        activations in float.
 
         Raises:
             FewbitError: The name is no scheme.
@@ -61,7 +62,8 @@ class Scheme:
         weight_bits, activation_bits = int(match[1]), int(match[2])
         suffixes = [part.lower() for part in match[3].split("-") if part]
         grain = next((s for s in suffixes if s == "tensor" or re.fullmatch(r"g\d+", s)), "channel")
-        weights = QSpec.parse(f"int{weight_bits}/{grain}/{'asym' if 'asym' in suffixes else 'sym'}")
+        symmetry, scale_type = "asym" if "asym" in suffixes else "sym", "/f16" if grain.startswith("g") else ""
+        weights = QSpec.parse(f"int{weight_bits}/{grain}/{symmetry}{scale_type}")
         if activation_bits in _FLOAT_ACTIVATIONS:
             if "dynamic" in suffixes:
                 raise FewbitError(f"{name!r}: activations of {activation_bits} bits stay float, so nothing is dynamic")

@@ -116,7 +116,7 @@ def test_bytes_and_parameters() -> None:
     model = nn.Sequential(nn.Linear(40, 3))
     (cost,) = measure(model, quantize(model, "W4A16-g32"), [torch.randn(2, 40)]).values()
     assert (cost.parameters, cost.bytes_before) == (123, 492)
-    assert cost.bytes_after == 3 * 64 // 2 + 3 * 2 * 4 + 12
+    assert cost.bytes_after == 3 * 64 // 2 + 3 * 2 * 2 + 12
 
 
 class Branches(nn.Module):

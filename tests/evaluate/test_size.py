@@ -103,9 +103,9 @@ def test_a_quantized_layer_is_its_qtensor_its_bias_and_its_scale(scheme: str) ->
 
 def test_groups_count_their_padding() -> None:
     quantized = quantize(nn.Sequential(nn.Linear(40, 3, bias=False)), "W4A16-g32")
-    assert model_bytes(quantized) == 3 * 64 // 2 + 3 * 2 * 4  # 40 columns fill up to 64; two scales a row
+    assert model_bytes(quantized) == 3 * 64 // 2 + 3 * 2 * 2  # 40 columns fill up to 64; two scales a row
     (size,) = layer_sizes(quantized)
-    assert (size.parameters, size.shape, size.weights, size.input) == (120, (3, 40), "int4/g32/sym", "float")
+    assert (size.parameters, size.shape, size.weights, size.input) == (120, (3, 40), "int4/g32/sym/f16", "float")
 
 
 def test_a_quantized_model_is_what_its_file_holds(cnn: nn.Module, pictures: list[torch.Tensor], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fewbit
@@ -161,8 +162,22 @@ def test_the_description_says_what_was_done(saved: Path) -> None:
     assert content["format_version"] == 1
     assert content["quantization"]["recipe"] == {"scheme": "W4A16-g4"}
     assert content["weights"]["bytes"] == (saved / _tensors.NAME).stat().st_size
-    assert content["architecture"]["modules"][""]["layer"]["weight"]["spec"] == "int4/g4/sym"
+    assert content["architecture"]["modules"][""]["layer"]["weight"]["spec"] == "int4/g4/sym/f16"
     assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("", torch.float32), ("/f16", torch.float16), ("/bf16", torch.bfloat16)])
+def test_scales_are_stored_in_their_type_and_come_back(suffix: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    recipe = fewbit.Recipe(
+        "W4A16", weights=f"int4/g4/asym{suffix}"
+    )  # without a suffix: as files of version 0.1 were written
+    model = fewbit.quantize(nn.Linear(8, 3), recipe)
+    path = save(model, tmp_path / "out")
+    stored = load_file(path / _tensors.NAME)
+    scales = [value for name, value in stored.items() if name.endswith("scale")]
+    assert [value.dtype for value in scales] == [dtype]
+    x = torch.randn(2, 8)
+    assert torch.equal(fewbit.load(path)(x), model(x))
 
 
 # --- architectures that cannot be saved -----------------------------------------------------------

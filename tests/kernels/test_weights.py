@@ -76,7 +76,15 @@ def test_dequantize_equals_the_qtensor_s_own(fmt: str, grain: str, symmetry: str
     assert torch.equal(weights.dequantize(PackedMatrix.pack(t)), t.dequantize())
 
 
-SPECS = ["int4/g32/asym", "int8/channel/sym", "int3/channel/asym", "nf4/g32/sym", "int8/tensor/sym"]
+SPECS = [
+    "int4/g32/asym",
+    "int4/g32/asym/f16",
+    "int8/channel/sym/bf16",
+    "int8/channel/sym",
+    "int3/channel/asym",
+    "nf4/g32/sym",
+    "int8/tensor/sym",
+]
 
 
 @pytest.mark.parametrize("text", SPECS)

@@ -195,7 +195,7 @@ TABLES = [
     "int3/g32/asym", "int3/g8/sym", "uint4/g32/asym", "int4/g16/asym", "int5/g7/asym",
     "int8/tensor/sym", "int4/tensor/asym", "int8/token/sym", "int16/channel/sym", "uint16/channel/asym",
     "nf4/g32/sym", "nf4/channel/asym", "fp8_e4m3/channel/sym", "fp8_e5m2/g8/asym", "fp4_e2m1/g32/sym",
-    "fp16/channel/sym", "ternary/channel/sym", "binary/channel/sym",
+    "int4/g32/asym/f16", "fp16/channel/sym", "ternary/channel/sym", "binary/channel/sym",
 ]  # fmt: skip
 
 

@@ -117,6 +117,7 @@ BAD = [
     (spec_plan("int8/channel/sym", "fp8_e4m3/tensor/sym"), "activations in fp8_e4m3 have no integer product"),
     (spec_plan("int8/channel/sym", "int8/token/sym"), "static activations have one scale for the tensor"),
     (spec_plan("int8/channel/sym", "int8/g32/sym", dynamic=True), "g32"),
+    (spec_plan("int8/channel/sym", "uint8/tensor/asym/f16"), "activations have float32 scales"),
     (spec_plan("int8/channel/sym", "int8/channel1/sym", dynamic=True), "channel1"),
 ]
 

@@ -42,6 +42,8 @@ def make(spec: str, *shape: int) -> QTensor:
         ("int4/g128/asym", (4096, 4096), 4096 * 4096 // 2 + 131072 * 4 + 131072 // 2, 0),
         ("int3/g32/sym", (2, 70), 2 * 96 * 3 // 8 + 2 * 3 * 4, 2 * 26),  # 70 -> 96: three groups a row
         ("int3/g32/asym", (2, 70), 72 + 24 + 3, 52),  # 6 zero points of 3 bits: 18 bits, 3 bytes
+        ("int4/g128/sym/f16", (128, 256), 128 * 256 // 2 + 256 * 2, 0),
+        ("int3/g32/asym/bf16", (2, 70), 72 + 12 + 3, 52),
         ("int1/tensor/sym", (9,), 2 + 4, 0),
         ("int16/token/sym", (2, 3, 4), 48 + 24, 0),
         ("nf4/g64/sym", (128, 64), 128 * 64 // 2 + 128 * 4, 0),
@@ -58,6 +60,8 @@ def test_nbytes(spec: str, shape: tuple[int, ...], nbytes: int, padding: int) ->
 def test_bits_per_weight_of_the_usual_groups() -> None:
     assert make("int4/g128/sym", 128, 256).bits_per_weight == 4 + 32 / 128
     assert make("int4/g32/asym", 128, 256).bits_per_weight == 4 + 36 / 32
+    assert make("int4/g128/sym/f16", 128, 256).bits_per_weight == 4.125
+    assert make("int4/g128/asym/f16", 128, 256).bits_per_weight == 4.15625
 
 
 @pytest.mark.parametrize("spec", ["int4/g32/asym", "uint3/channel/asym", "int8/tensor/sym"])

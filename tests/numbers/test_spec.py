@@ -19,10 +19,12 @@ granularities = st.one_of(
 )
 
 
-@given(st.sampled_from(all_formats()), granularities, st.booleans(), st.booleans())
-def test_the_string_round_trips(fmt, granularity, symmetric, narrow) -> None:
+@given(
+    st.sampled_from(all_formats()), granularities, st.booleans(), st.booleans(), st.sampled_from(["f32", "f16", "bf16"])
+)
+def test_the_string_round_trips(fmt, granularity, symmetric, narrow, scale_type) -> None:
     narrow = narrow and fmt.is_integer and fmt.qmin < 0 and fmt.bits > 1
-    spec = QSpec(fmt, granularity, symmetric, narrow)
+    spec = QSpec(fmt, granularity, symmetric, narrow, scale_type)
     assert QSpec.parse(str(spec)) == spec
     assert str(QSpec.parse(str(spec))) == str(spec)
     assert hash(QSpec.parse(str(spec))) == hash(spec)
@@ -35,6 +37,8 @@ def test_the_string_round_trips(fmt, granularity, symmetric, narrow) -> None:
         ("uint8/tensor/asym", QSpec(get_format("uint8"), PerTensor(), False)),
         ("int8/channel/sym", QSpec(get_format("int8"), PerChannel(0), True)),
         ("int8/channel1/sym/narrow", QSpec(get_format("int8"), PerChannel(1), True, narrow=True)),
+        ("int4/g128/asym/f16", QSpec(get_format("int4"), PerGroup(128), False, scale_type="f16")),
+        ("int4/g128/sym/narrow/bf16", QSpec(get_format("int4"), PerGroup(128), True, True, "bf16")),
         ("fp8_e4m3/token/sym", QSpec(get_format("fp8_e4m3"), PerToken(), True)),
     ],
 )
@@ -58,7 +62,8 @@ def test_ranges() -> None:
     "text",
     ["", "int8", "int8/tensor", "int8/tensor/symmetric", "int8/tensor/sym/wide", "int8/tensor/sym/narrow/x",
      "int8/row/sym", "int8/g/sym", "int8/g0/sym", "int8/g-4/sym", "int9/tensor/sym", "int8/channel-1/sym",
-     "int8//sym", "/tensor/sym"],
+     "int8//sym", "/tensor/sym",
+     "int8/tensor/sym/f64", "int8/tensor/sym/f16/narrow", "int8/tensor/sym/f16/f16", "int8/tensor/sym/"],
 )  # fmt: skip
 def test_what_is_no_spec_is_refused(text: str) -> None:
     with pytest.raises(FewbitError):

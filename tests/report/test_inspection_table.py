@@ -73,8 +73,8 @@ def test_document_has_bytes_of_every_width(model: nn.Module) -> None:
         "bytes_int8": 44,
         "bytes_int4": 22,
         "recipe": {
-            "bytes": 4 * 32 // 2 + 4 * 4 + 16,
-            "weights": "int4/g32/sym",
+            "bytes": 4 * 32 // 2 + 4 * 2 + 16,
+            "weights": "int4/g32/sym/f16",
             "input": "float",
             "reason": "scheme W4A16-g32",
         },

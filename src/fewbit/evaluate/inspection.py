@@ -137,7 +137,7 @@ def _matrix_bytes(layer: nn.Module, scheme: Scheme) -> int:
     spec, shape = scheme.weights, tuple(kinds.weight_matrix(layer).shape)
     grain = spec.granularity
     values, blocks = math.prod(grain.padded_shape(shape)), math.prod(grain.scale_shape(shape))
-    return packed_bytes(values, spec.bits, blocks, zero_points=not spec.symmetric)
+    return packed_bytes(values, spec.bits, blocks, not spec.symmetric, spec.scale_dtype.itemsize)
 
 
 def _folded(model: nn.Module) -> FoldResult:

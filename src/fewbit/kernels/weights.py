@@ -21,7 +21,7 @@ class PackedMatrix:
 
     Attributes:
         codes: uint8 bit stream of the padded codes; formats of 16 and 32 float bits keep their own dtype.
-        scale: float32 of the spec's scale shape.
+        scale: The spec's scale type, of its scale shape.
         zero_point: uint8 bit stream for integer formats, float32 for others, None when symmetric.
         spec: How it was quantized.
         shape: (rows, columns).
@@ -46,7 +46,7 @@ class PackedMatrix:
         zero_point = t.zero_point
         if zero_point is not None and t.spec.format.is_integer:
             zero_point = packing.pack(zero_point.to(t.spec.format.code_dtype), t.spec.bits)
-        return cls(codes, t.scale, zero_point, t.spec, (t.shape[0], t.shape[1]))
+        return cls(codes, t.scale.to(t.spec.scale_dtype), zero_point, t.spec, (t.shape[0], t.shape[1]))
 
     def unpack(self) -> QTensor:
         """Back to one value an element."""
@@ -60,7 +60,7 @@ class PackedMatrix:
         if zero_point is not None and fmt.is_integer:
             flat = dispatch.unpack(zero_point, fmt.bits, self.scale.numel(), signed)
             zero_point = flat.to(torch.int32).reshape(self.scale.shape)
-        return QTensor(codes.reshape(padded), self.scale, zero_point, self.spec, self.shape)
+        return QTensor(codes.reshape(padded), self.scale.to(torch.float32), zero_point, self.spec, self.shape)
 
 
 @dataclass(frozen=True)

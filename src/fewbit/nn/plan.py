@@ -82,6 +82,8 @@ def _problem(kind: str, scheme: Scheme) -> str | None:
         return None
     if not weights.format.is_integer:
         return f"weights in {weights.format.name} have no integer product; leave the activations in float (A16)"
+    if scheme.activations.scale_type != "f32":
+        return f"activations have float32 scales; leave /{scheme.activations.scale_type} out of {scheme.activations}"
     convolves = kind.startswith("Conv") and kind != "Conv1D"
     activations = scheme.activations
     per_block = str(activations.granularity) != "tensor"

@@ -203,7 +203,7 @@ def _empty(spec: QSpec, shape: tuple[int, int]) -> PackedMatrix:
         codes = torch.zeros(padded, dtype=fmt.code_dtype)
     else:
         codes = torch.zeros(packing.packed_size(padded[0] * padded[1], fmt.bits), dtype=torch.uint8)
-    scale = torch.ones(scale_shape)
+    scale = torch.ones(scale_shape, dtype=spec.scale_dtype)
     zero_point: Tensor | None = None
     if not spec.symmetric and fmt.is_integer:
         zero_point = torch.zeros(packing.packed_size(scale.numel(), fmt.bits), dtype=torch.uint8)

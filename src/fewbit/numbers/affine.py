@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewbit.errors import FewbitError
 from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.scale_type import round_scale
 from fewbit.numbers.spec import QSpec, as_spec
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
@@ -51,11 +52,12 @@ def scale_and_zero_point(
         name: Named in errors.
 
     Returns:
-        float32 scale of the shape of ``lo``, and the zero point (int32, or float32 for formats that are not integers)
-        or None.
+        float32 scale of the shape of ``lo``, rounded to the spec's scale type, and the zero point (int32, or float32
+        for formats that are not integers) or None.
 
     Raises:
-        FewbitError: A bound is NaN or infinite, or lo > hi, or a scale would be subnormal or overflow float32.
+        FewbitError: A bound is NaN or infinite, or lo > hi, or a scale would be subnormal or overflow float32
+            or the scale type.
     """
     spec = as_spec(spec)
     lo, hi = lo.to(torch.float64), hi.to(torch.float64)
@@ -64,9 +66,9 @@ def scale_and_zero_point(
     if spec.symmetric:
         amax = torch.maximum(lo.abs(), hi.abs())
         scale = _checked_scale(amax / (spec.qmax if spec.qmax > 0 else -spec.qmin), amax, name)
-        return scale, None
+        return round_scale(scale, spec, name), None
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-    scale = _checked_scale((hi - lo) / (spec.qmax - spec.qmin), hi - lo, name)
+    scale = round_scale(_checked_scale((hi - lo) / (spec.qmax - spec.qmin), hi - lo, name), spec, name)
     exact = torch.where(hi > lo, spec.qmin - lo / scale.to(torch.float64), 0.0)
     zero_point = spec.format.round(exact).clamp(spec.qmin, spec.qmax)
     return scale, zero_point.to(torch.int32 if spec.format.is_integer else torch.float32)
@@ -89,7 +91,7 @@ def quantize(
     Args:
         x: Floating tensor of any shape; float16 and bfloat16 are computed in float32, float64 in float64.
         spec: The quantization.
-        scale: float32 of shape ``spec.granularity.scale_shape(x.shape)``, positive.
+        scale: float32 of shape ``spec.granularity.scale_shape(x.shape)``, positive; rounded to the spec's scale type.
         zero_point: Same shape, or None for 0.
         name: Named in errors.
 
@@ -99,9 +101,10 @@ def quantize(
     spec = as_spec(spec)
     check_finite(x, name)
     _check_scale(x, spec, scale, zero_point, name)
+    scale = round_scale(scale.to(torch.float32), spec, name)
     values = _grid_values(x, spec, scale, zero_point)
     codes = spec.format.encode(spec.granularity.unblocked(values, tuple(x.shape)))
-    return QTensor(codes, scale.to(torch.float32), zero_point, spec, tuple(x.shape))
+    return QTensor(codes, scale, zero_point, spec, tuple(x.shape))
 
 
 def dequantize(t: QTensor) -> Tensor:
@@ -133,6 +136,7 @@ def fake_quantize(x: Tensor, spec: QSpec | str, *, scale: Tensor, zero_point: Te
     spec = as_spec(spec)
     check_finite(x, "tensor")
     _check_scale(x, spec, scale, zero_point, "tensor")
+    scale = round_scale(scale, spec)
     result: Tensor = _StraightThrough.apply(x, spec, scale, zero_point)  # type: ignore[no-untyped-call]
     return result
 

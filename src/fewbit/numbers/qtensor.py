@@ -9,8 +9,6 @@ from torch import Tensor
 
 from fewbit.numbers.spec import QSpec
 
-SCALE_BYTES = 4  # float32
-
 
 @dataclass(frozen=True, eq=False)
 class QTensor:
@@ -18,7 +16,8 @@ class QTensor:
 
     Attributes:
         codes: ``spec.format.code_dtype``, of the shape padded to whole groups.
-        scale: float32, one for each block (see :mod:`fewbit.numbers.granularity`).
+        scale: float32, one for each block (see :mod:`fewbit.numbers.granularity`), of values that the spec's scale type
+            holds.
         zero_point: Of the scale's shape, int32 for integer formats, float32 on the grid for others;
             None when symmetric.
         spec: How it was quantized.
@@ -44,12 +43,12 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Exact bytes when packed: codes with padding, float32 scales, zero points at the format's width."""
+        """Exact bytes when packed: codes with padding, scales in their type, zero points at the format's width."""
         codes = math.ceil(self.codes.numel() * self.spec.bits / 8)
         zero_points = 0
         if self.zero_point is not None:
             zero_points = math.ceil(self.zero_point.numel() * self.spec.bits / 8)
-        return codes + self.scale.numel() * SCALE_BYTES + zero_points
+        return codes + self.scale.numel() * self.spec.scale_dtype.itemsize + zero_points
 
     @property
     def bits_per_weight(self) -> float:

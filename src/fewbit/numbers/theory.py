@@ -100,7 +100,6 @@ def _phi(x: float) -> float:
     return math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-def packed_bytes(count: int, bits: int, blocks: int, zero_points: bool) -> int:
-    """Bytes of ``count`` values at ``bits`` bits with a float32 scale (and a zero point of ``bits`` bits) for each
-    block."""
-    return math.ceil(count * bits / 8) + 4 * blocks + (math.ceil(blocks * bits / 8) if zero_points else 0)
+def packed_bytes(count: int, bits: int, blocks: int, zero_points: bool, scale_bytes: int = 4) -> int:
+    """Bytes of ``count`` values at ``bits`` bits with a scale (and a zero point of ``bits`` bits) for each block."""
+    return math.ceil(count * bits / 8) + scale_bytes * blocks + (math.ceil(blocks * bits / 8) if zero_points else 0)
