@@ -1,50 +1,35 @@
 // Choice of instruction set, once at import.
 //
-// Layout: `compiled` lists the tables best first; the first one the processor supports wins.
-// Cost: a handful of cpuid bits, read once.
+// Layout: `compiled` lists the tables best first; the first one that csrc/cpu.h says this machine runs wins.
+// Cost: some cpuid, asked once.
 // Why an environment variable: tests and bug reports must be able to run every set on one machine.
 #include "dispatch.h"
 
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cpu.h"
+
+// CMakeLists.txt says which sets this build has: FEWBIT_SETS is a list of SET(name), best first.
+#ifndef FEWBIT_SETS
+#define FEWBIT_SETS SET(portable)
+#endif
+
 namespace fewbit {
 
-namespace portable {
-extern const Kernels kernels;
-}
-#ifdef FEWBIT_X86
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-#endif
+#define SET(name)               \
+  namespace name {              \
+  extern const Kernels kernels; \
+  }
+FEWBIT_SETS
+#undef SET
 
 namespace {
 
-bool always() { return true; }
-
-#ifdef FEWBIT_X86
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#endif
-
-struct Compiled {
-  const Kernels* kernels;
-  bool (*runs_here)();
-};
-
-const Compiled compiled[] = {
-#ifdef FEWBIT_X86
-    {&avx512::kernels, has_avx512},
-    {&avx2::kernels, has_avx2},
-#endif
-    {&portable::kernels, always},
+const Kernels* const compiled[] = {
+#define SET(name) &name::kernels,
+    FEWBIT_SETS
+#undef SET
 };
 
 std::string join(const std::vector<std::string>& names) {
@@ -57,22 +42,25 @@ std::string join(const std::vector<std::string>& names) {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Compiled& entry : compiled) {
-    if (entry.runs_here()) names.emplace_back(entry.kernels->isa);
+  for (const Kernels* table : compiled) {
+    if (cpu_runs(table->isa)) names.emplace_back(table->isa);
   }
   return names;
 }
 
-const Kernels& choose_kernels() {
-  const char* variable = std::getenv("FEWBIT_ISA");
-  std::string wanted = variable == nullptr ? "" : variable;
+const Kernels& choose_kernels(std::string wanted) {
   if (wanted == "reference")
     wanted = "portable";  // fewbit.kernels then takes the Python twins; ours stay unused
-  for (const Compiled& entry : compiled) {
-    if (entry.runs_here() && (wanted.empty() || wanted == entry.kernels->isa)) return *entry.kernels;
+  for (const Kernels* table : compiled) {
+    if (cpu_runs(table->isa) && (wanted.empty() || wanted == table->isa)) return *table;
   }
   throw std::runtime_error("FEWBIT_ISA is '" + wanted + "', but this machine can run only " +
                            join(available_isas()) + " or reference");
+}
+
+const Kernels& choose_kernels() {
+  const char* variable = std::getenv("FEWBIT_ISA");
+  return choose_kernels(std::string(variable == nullptr ? "" : variable));
 }
 
 }  // namespace fewbit

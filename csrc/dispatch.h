@@ -49,8 +49,11 @@ struct Kernels {
 /// Names of the instruction sets that are compiled in and that this processor runs, best first.
 std::vector<std::string> available_isas();
 
-/// The table named by the environment variable FEWBIT_ISA, or the best one.
-/// Throws std::runtime_error if the variable names a set that is unknown or cannot run here.
+/// The table of a name, or the best one for "".
+/// Throws std::runtime_error if the name is unknown or this machine cannot run the set.
+const Kernels& choose_kernels(std::string wanted);
+
+/// The table that the environment variable FEWBIT_ISA names, or the best one.
 const Kernels& choose_kernels();
 
 }  // namespace fewbit

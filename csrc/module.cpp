@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "cpu.h"
 #include "dispatch.h"
 #include "passes.h"
 #include "threads.h"
@@ -23,7 +24,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "packed codes are little-endian in memory");
 
-const Kernels* active = nullptr;  // set once, when the module is imported
+const Kernels* active = nullptr;  // set when the module is imported; use_isa is for tests and benchmarks
 
 void check_bounds(int32_t qmin, int32_t qmax, Code code) {
   const bool is_signed = code == Code::i8 || code == Code::i16;
@@ -151,6 +152,8 @@ NB_MODULE(_native, m) {
   m.doc() = "Quantization kernels, one table for each instruction set.";
   m.def("isa", [] { return std::string(fewbit::active->isa); });
   m.def("available_isas", &fewbit::available_isas);
+  m.def("use_isa", [](const std::string& isa) { fewbit::active = &fewbit::choose_kernels(isa); }, "isa"_a);
+  m.def("cpu_features", &fewbit::cpu_features);
   m.def("set_threads", &fewbit::set_threads, "threads"_a);
   m.def("threads", &fewbit::threads);
   m.def("minmax_rows", &fewbit::minmax_rows, "x"_a, "out"_a);

@@ -1,8 +1,9 @@
 """Compiled kernels of fewbit (csrc/), built for several instruction sets; one is chosen at import.
 
-The environment variable ``FEWBIT_ISA`` (``avx512``, ``avx2``, ``portable``) forces a set; a name that is
-unknown or cannot run on this processor makes the import fail with an ``ImportError`` that lists the possible
-ones. ``reference`` is accepted and loads ``portable``: ``fewbit.kernels`` then uses its Python twins instead.
+The environment variable ``FEWBIT_ISA`` (``amx``, ``avx512vnni``, ``avx512``, ``avxvnni``, ``avx2``, ``neon``,
+``portable``) forces a set; a name that is unknown or cannot run on this processor makes the import fail with an
+``ImportError`` that lists the possible ones. ``reference`` is accepted and loads ``portable``: ``fewbit.kernels`` then
+uses its Python twins instead.
 
 Every instruction set gives the same bits. Every function
 
@@ -23,10 +24,20 @@ import torch
 Array: TypeAlias = torch.Tensor | np.ndarray[Any, Any]
 
 def isa() -> str:
-    """Name of the instruction set in use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    """Name of the instruction set in use, such as ``"avx512vnni"`` or ``"portable"``."""
 
 def available_isas() -> list[str]:
     """Instruction sets this build has and this processor runs, best first; the last is ``"portable"``."""
+
+def use_isa(isa: str) -> None:
+    """Go on with another instruction set, ``""`` for the best; for tests and benchmarks.
+
+    Raises:
+        RuntimeError: The name is unknown or this machine cannot run it.
+    """
+
+def cpu_features() -> list[str]:
+    """Features of this processor that matter here, as Linux spells them."""
 
 def set_threads(threads: int) -> None:
     """How many threads a call may use from now on, the calling one included; 1 at import, at most 256."""

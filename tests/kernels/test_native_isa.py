@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 
 import native_cases
 import numpy as np
@@ -33,18 +31,59 @@ def test_portable_is_always_there_and_the_one_in_use_is_listed() -> None:
     assert native.isa() in native.available_isas()
 
 
+@pytest.fixture
+def best() -> Iterator[None]:
+    """Back to the set the module came with."""
+    before = native.isa()
+    yield
+    native.use_isa(before)
+
+
 @cache
-def digests_here() -> dict[str, str]:
+def digests_of(isa: str) -> dict[str, str]:
+    native.use_isa(isa)
+    assert native.isa() == isa
     return native_cases.digests()
 
 
 @pytest.mark.parametrize("isa", native.available_isas())
+@pytest.mark.usefixtures("best")
 def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
-    done = python(isa, str(Path(native_cases.__file__)))
-    assert done.returncode == 0, done.stderr
-    name, theirs = json.loads(done.stdout)
-    assert name == isa
-    assert theirs == digests_here()
+    assert digests_of(isa) == digests_of("portable")
+
+
+@pytest.mark.parametrize("isa", native.available_isas())
+def test_the_variable_forces_an_instruction_set(isa: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LOAD, native.__file__],
+        env=os.environ | {"FEWBIT_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == isa, done.stderr
+
+
+# Without the package, whose torch takes seconds to import.
+LOAD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.isa())
+"""
+
+
+def test_a_set_that_cannot_run_is_refused_later_too() -> None:
+    with pytest.raises(RuntimeError, match="'mmx', but this machine can run only"):
+        native.use_isa("mmx")
+
+
+def test_the_processor_has_what_the_set_in_use_needs() -> None:
+    needs = {"amx": "amx_int8", "avx512vnni": "avx512_vnni", "avx512": "avx512f", "avxvnni": "avx_vnni", "avx2": "avx2"}
+    for isa in native.available_isas():
+        assert isa == "portable" or needs.get(isa, "asimddp") in native.cpu_features()
 
 
 def test_an_instruction_set_that_cannot_run_is_refused_at_import() -> None:

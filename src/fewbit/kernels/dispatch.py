@@ -1,8 +1,7 @@
 """The passes over tensors that quantizing needs, on the compiled kernels where they fit and on the reference where not.
 
-``FEWBIT_ISA`` forces a backend: ``avx512``, ``avx2`` and ``portable`` choose the compiled instruction set,
-``reference`` the Python twins.
-Both give the same bits.
+``FEWBIT_ISA`` forces a backend: ``amx``, ``avx512vnni``, ``avx512``, ``avxvnni``, ``avx2``, ``neon`` and ``portable``
+choose the compiled instruction set, ``reference`` the Python twins. All give the same bits.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _native = _load_native()
 
 
 def backend() -> str:
-    """The instruction set in use: ``avx512``, ``avx2``, ``portable`` or ``reference``."""
+    """The instruction set in use, or ``reference``."""
     return "reference" if _native is None else str(_native.isa())
 
 
