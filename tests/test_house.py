@@ -25,6 +25,7 @@ Definition = Function | ast.ClassDef
 TESTED_ELSEWHERE = {
     "__main__": "test_the_command_answers_with_its_version, below",
     "numbers/format": "the protocol; tests/numbers/test_formats.py holds every format to it",
+    "cli/language": "the arguments of tests/cli/test_evaluate.py and test_generate.py",
     "demo/cnn": "measured from end to end in tests/demo/test_run.py, on the network of test_efficientnet.py",
     "demo/text": "measured from end to end in tests/demo/test_run.py, on the encoder of test_minilm.py",
     "models/table": "the words of the tables, which tests/models/test_layout.py holds to models",

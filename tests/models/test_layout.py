@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import CAUSAL, DENSE, FAMILIES, inputs, tiny
 from torch import nn
 
 from fewbit import models
 from fewbit.models import Feed, Group, generic, layout
 from fewbit.models.layout import expand, holds, is_linear, linears
-
-from .tiny import CAUSAL, DENSE, FAMILIES, inputs, tiny
 
 
 def test_every_table_has_a_tiny_model_here() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fewbit import __version__
+from fewbit.cli import language
 from fewbit.cli.options import (
     AsJson,
     BatchSize,
@@ -175,6 +176,9 @@ def demo(
         from fewbit.cli.demo import run
 
         run(session, quick)
+
+
+app.command()(language.evaluate)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +117,27 @@ def output(model: nn.Module, family: str, seed: int = 0) -> Tensor:
         result = model(**inputs(family, seed))
     found: Tensor = result.logits if "logits" in result else result.last_hidden_state
     return found
+
+
+def tokenizer(bos: bool = True) -> Any:
+    """One token a character of ``a`` … ``z``, space, digits and a few signs; everything else is unknown."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'-()\n"
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *letters])}
+    assert len(vocabulary) <= VOCABULARY
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    if bos:
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", 1)]
+        )
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+
+
+def tiny_folder(path: Path, family: str, **settings: Any) -> Path:
+    """A Hugging Face folder of a tiny model, with a tokenizer of characters."""
+    tiny(family, **settings).save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
