@@ -5,26 +5,23 @@ copy → fold batch norm → plan (recipe) → observe calibration data → solv
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fewbit import algorithms, calibrate
 from fewbit.algorithms import rtn
-from fewbit.calibrate.collect import Progress, call_named, run_batches
+from fewbit.calibrate.collect import Progress, peek
 from fewbit.errors import FewbitError
-from fewbit.nn import FoldResult, QuantizationInfo, attach_info, fold_batch_norm, kinds, quantized_layers
+from fewbit.nn import QuantizationInfo, attach_info, kinds
 from fewbit.nn.build import build_layers
-from fewbit.nn.check import check_outputs, first_tensor
-from fewbit.nn.observe import observed
+from fewbit.nn.check import check_outputs
 from fewbit.nn.plan import check_plans, check_weights, join_tied
-from fewbit.nn.preserved import preserved_state
-from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
+from fewbit.nn.statistics import LayerStatistics, collect, new_statistics, solve_input
+from fewbit.nn.working_copy import fold_checked, working_copy
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec, as_spec
@@ -62,10 +59,10 @@ def quantize(
         raise FewbitError(f"quantize takes an nn.Module, not {type(model).__name__}; load the model first")
     rounding = algorithms.get(algorithm)
     recipe = _with_calibrator(as_recipe(recipe), calibrator)
-    first, batches = _peek(data)
-    work = _working_copy(model)
+    first, batches = peek(data)
+    work = working_copy(model)
 
-    folded = _fold(work, first)
+    folded = fold_checked(work, first)
     plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
     plans, notes = join_tied(work, plans)
     check_plans(plans)
@@ -116,46 +113,6 @@ def _with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
     return recipe
 
 
-def _peek(data: Iterable[Any] | None) -> tuple[Any, Iterable[Any] | None]:
-    """The first batch, and all batches with it."""
-    if data is None:
-        return None, None
-    if isinstance(data, Tensor | dict | str):
-        raise FewbitError("calibration data is an iterable of batches; write [batch] for a single one")
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        first = next(iter(data), None)
-        batches: Iterable[Any] = data
-    else:
-        iterator = iter(data)
-        first = next(iterator, None)
-        batches = _Chained(first, iterator)
-    if first is None:
-        raise FewbitError("the calibration data is empty; pass at least one batch")
-    return first, batches
-
-
-def _working_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode.
-
-    Raises:
-        FewbitError: The model is quantized already, is not an eager module, or has no values yet.
-    """
-    if quantized_layers(model):
-        raise FewbitError("the model is quantized already; quantize the float model")
-    if isinstance(model, torch.jit.ScriptModule) or type(model).__module__.startswith("torch.export"):
-        raise FewbitError("scripted and exported models cannot be quantized; pass the eager nn.Module they came from")
-    for name, parameter in model.named_parameters():
-        if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
-            raise FewbitError(f"{name} has no values yet (a lazy layer or the meta device); initialise the model first")
-    try:
-        return copy.deepcopy(model).eval()
-    except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
-        raise FewbitError(
-            f"the model cannot be copied ({str(error).splitlines()[0]}); remove weight_norm, prune and the like from "
-            "its layers first (torch.nn.utils.remove_weight_norm, prune.remove)"
-        ) from error
-
-
 def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[str]:
     """Notes on what was done to many layers."""
     notes = [f"the biases of {corrected} layers were corrected"] if corrected else []
@@ -175,13 +132,6 @@ def _wide_scales(plans: list[LayerPlan], weights: dict[str, tuple[Tensor, QTenso
     return [f"the scales of {', '.join(wide)} are stored as float32, as 16 bits do not hold them"] if wide else []
 
 
-def _fold(model: nn.Module, first: Any) -> FoldResult:
-    """Fold batch norm in place, checked on the first batch where there is one."""
-    if first is None:
-        return fold_batch_norm(model)
-    return fold_batch_norm(model, lambda m: first_tensor(call_named(m, first, "calibration batch 1")))
-
-
 def _collect(
     model: nn.Module,
     statistics: dict[str, LayerStatistics],
@@ -199,21 +149,8 @@ def _collect(
         raise FewbitError(
             f"recipe {recipe.scheme} has static activations; pass calibration data, or use a -dynamic scheme"
         )
-    if batches is not None and any(statistics.values()):
-        see = observed(model, list(statistics), lambda name, call: statistics[name].update(call))
-        with preserved_state(model), see:
-            run_batches(model, batches, progress)
-
-
-class _Chained:
-    """A one-time iterable whose first item was taken already."""
-
-    def __init__(self, first: Any, rest: Iterable[Any]) -> None:
-        self.first, self.rest = first, rest
-
-    def __iter__(self) -> Any:
-        yield self.first
-        yield from self.rest
+    if batches is not None:
+        collect(model, statistics, batches, progress)
 
 
 def _round_weights(

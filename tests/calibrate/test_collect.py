@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewbit.calibrate.collect import call_model, run_batches
+from fewbit.calibrate.collect import call_model, peek, run_batches
 from fewbit.errors import FewbitError
 
 
@@ -51,3 +51,17 @@ def test_a_failing_batch_is_named():
         run_batches(nn.Linear(3, 3), [torch.ones(1, 3), torch.ones(1, 4)])
     with pytest.raises(FewbitError, match="calibration data is empty"):
         run_batches(nn.Identity(), [])
+
+
+def test_peek_gives_the_first_batch_and_all_of_them():
+    for data in ([1, 2, 3], iter([1, 2, 3]), (n for n in (1, 2, 3))):
+        first, batches = peek(data)
+        assert first == 1
+        assert list(batches) == [1, 2, 3]
+    assert peek(None) == (None, None)
+
+
+@pytest.mark.parametrize("data", [torch.ones(2), {"x": torch.ones(2)}, "text", [], iter([])])
+def test_peek_refuses_single_batches_and_nothing(data):
+    with pytest.raises(FewbitError, match="batch"):
+        peek(data)

@@ -85,3 +85,36 @@ def run_batches(
     if count == 0:
         raise FewbitError("the calibration data is empty; pass at least one batch")
     return count
+
+
+def peek(data: Iterable[Any] | None) -> tuple[Any, Iterable[Any] | None]:
+    """The first batch, and all batches with it.
+
+    Raises:
+        FewbitError: The data is a single batch, or has none.
+    """
+    if data is None:
+        return None, None
+    if isinstance(data, Tensor | dict | str):
+        raise FewbitError("calibration data is an iterable of batches; write [batch] for a single one")
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        first = next(iter(data), None)
+        batches: Iterable[Any] = data
+    else:
+        iterator = iter(data)
+        first = next(iterator, None)
+        batches = _Chained(first, iterator)
+    if first is None:
+        raise FewbitError("the calibration data is empty; pass at least one batch")
+    return first, batches
+
+
+class _Chained:
+    """A one-time iterable whose first item was taken already."""
+
+    def __init__(self, first: Any, rest: Iterable[Any]) -> None:
+        self.first, self.rest = first, rest
+
+    def __iter__(self) -> Any:
+        yield self.first
+        yield from self.rest

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from fewbit import calibrate
+from fewbit.calibrate.collect import Progress, run_batches
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.calibrate.statistic import Statistic
 from fewbit.errors import FewbitError
 from fewbit.nn import kinds
 from fewbit.nn.intercept import Call
+from fewbit.nn.observe import observed
+from fewbit.nn.preserved import preserved_state
 from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer, StaticQuantizer
 from fewbit.numbers import affine
 from fewbit.numbers.spec import QSpec
@@ -66,6 +70,16 @@ def new_statistics(plans: list[LayerPlan], recipe: Recipe, bias_correction: bool
             statistic = module.new_statistic(scheme.activations.granularity, options, name)
         made[plan.name] = LayerStatistics(plan.name, statistic, bias_correction and plan.kind != "Embedding")
     return made
+
+
+def collect(
+    model: nn.Module, statistics: dict[str, LayerStatistics], batches: Iterable[Any], progress: Progress | None
+) -> None:
+    """One pass over the data for all statistics of all layers; the model is as before afterwards."""
+    if any(statistics.values()):
+        see = observed(model, list(statistics), lambda name, call: statistics[name].update(call))
+        with preserved_state(model), see:
+            run_batches(model, batches, progress)
 
 
 def _options(module: Any, recipe: Recipe) -> Any:

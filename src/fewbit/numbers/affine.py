@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import FewbitError
+from fewbit.numbers.granularity import PerChannel
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.scale_type import round_scale
 from fewbit.numbers.spec import QSpec, as_spec
@@ -137,36 +138,114 @@ def fake_quantize(x: Tensor, spec: QSpec | str, *, scale: Tensor, zero_point: Te
     check_finite(x, "tensor")
     _check_scale(x, spec, scale, zero_point, "tensor")
     scale = round_scale(scale, spec)
-    result: Tensor = _StraightThrough.apply(x, spec, scale, zero_point)  # type: ignore[no-untyped-call]
+    return straight_through(x, spec, scale.detach(), None if zero_point is None else zero_point.detach())
+
+
+def simulate(x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+    """The values of :func:`fake_quantize` alone: nothing is checked, no gradient passes, the scale is used as it is.
+
+    Args:
+        x: Floating tensor of any shape; the result has its dtype.
+        spec: The quantization.
+        scale: float32, or float64 to compute all in float64.
+        zero_point: Same shape, values on the format's grid.
+    """
+    grain, wide = spec.granularity, torch.float64 if scale.dtype == torch.float64 else torch.float32
+    values = _grid_values(x, spec, scale, zero_point).to(wide)
+    if zero_point is not None:
+        values -= grain.expand(zero_point, x.dim()).to(wide)
+    values *= grain.expand(scale, x.dim()).to(wide)
+    padded = grain.unblocked(values, tuple(x.shape))
+    return (padded[..., : x.shape[-1]] if padded.shape != x.shape else padded).to(x.dtype)
+
+
+def straight_through(
+    x: Tensor,
+    spec: QSpec,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    learn_rounding: bool = False,
+    by_range: bool = False,
+) -> Tensor:
+    """:func:`simulate` with gradients for the input, the scale and the zero point, as the estimators of training need.
+
+    With ``v = x/s + z``, q the code and g the upstream gradient, rounding counts as the identity: inside the range
+    ``∂x̂/∂x = 1``, ``∂x̂/∂s = (q − z) − x/s``, ``∂x̂/∂z = 0``; where q is clipped ``∂x̂/∂x = 0``, ``∂x̂/∂s = q − z``,
+    ``∂x̂/∂z = −s`` (arXiv 1902.08153, equations 3 and 5).
+
+    Args:
+        x: Floating tensor of any shape.
+        spec: The quantization.
+        scale: Of the spec's scale shape, positive.
+        zero_point: Same shape, on the grid; float32 where it is learned.
+        learn_rounding: Without it the scale's gradient has the clipped values alone, as for a learned clip.
+        by_range: Inside means ``qmin < v < qmax``; without it, that the code was not clipped, which is half a step more
+            on each side.
+    """
+    result: Tensor = _StraightThrough.apply(x, scale, zero_point, spec, learn_rounding, by_range)  # type: ignore[no-untyped-call]
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-        shape, grain = tuple(x.shape), spec.granularity
-        unclipped = _scaled(x, spec, scale, zero_point)
-        inside = (unclipped >= spec.qmin) & (unclipped <= spec.qmax)
-        ctx.save_for_backward(grain.unblocked(inside, shape)[..., : shape[-1]] if shape else inside)
-        values = _grid_values(x, spec, scale, zero_point)
-        codes = spec.format.encode(grain.unblocked(values, shape))
-        return dequantize(QTensor(codes, scale, zero_point, spec, shape)).to(x.dtype)
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QSpec, learn_rounding: bool, by_range: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.rule = spec, learn_rounding, by_range
+        return simulate(x, spec, scale, zero_point)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None, None
+        x, scale, zero_point = ctx.saved_tensors
+        spec, learn_rounding, by_range = ctx.rule
+        grain, shape = spec.granularity, tuple(x.shape)
+        wide = torch.float64 if scale.dtype == torch.float64 else torch.float32
+        zero = 0.0 if zero_point is None else grain.expand(zero_point, x.dim()).to(wide)
+        ratio = grain.blocked(x.to(wide)) / grain.expand(scale, x.dim()).to(wide)
+        exact = ratio + zero
+        code = exact if by_range or not spec.format.is_integer else torch.round(ratio) + zero
+        inside = (code > spec.qmin) & (code < spec.qmax) if by_range else (code >= spec.qmin) & (code <= spec.qmax)
+        upstream = grain.blocked(gradient.to(wide))
+        passed = (upstream * inside) if ctx.needs_input_grad[0] else None
+        to_scale = to_zero = None
+        if ctx.needs_input_grad[1]:
+            steps = (spec.format.round(exact) if not spec.format.is_integer else _saturated(ratio, zero, spec)) - zero
+            share = steps - ratio * inside if learn_rounding else steps * ~inside
+            to_scale = _by_block(upstream * share, spec, shape).to(scale.dtype)
+        if ctx.needs_input_grad[2]:
+            to_zero = -(_by_block(upstream * ~inside, spec, shape) * scale).to(zero_point.dtype)
+        if passed is not None:
+            padded = grain.unblocked(passed, shape)
+            passed = (padded[..., : shape[-1]] if padded.shape != x.shape else padded).to(gradient.dtype)
+        return passed, to_scale, to_zero, None, None, None
+
+
+def _saturated(ratio: Tensor, zero: Tensor | float, spec: QSpec) -> Tensor:
+    return (torch.round(ratio) + zero).clamp_(spec.qmin, spec.qmax)
+
+
+def _by_block(blocked: Tensor, spec: QSpec, shape: tuple[int, ...]) -> Tensor:
+    """The sum over each block of a blocked view, of the scale's shape."""
+    grain, wanted = spec.granularity, spec.granularity.scale_shape(shape)
+    if not wanted:
+        return blocked.sum()
+    if isinstance(grain, PerChannel):
+        return blocked.sum([axis for axis in range(blocked.dim()) if axis != grain.axis])
+    return blocked.sum(-1).reshape(wanted)
 
 
 def _scaled(x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """``round(x/s) + z`` before clamping for integers, ``x/s + z`` for other grids; blocked, float32 or float64."""
     grain = spec.granularity
     wide = x if x.dtype == torch.float64 else x.to(torch.float32)
-    scaled = grain.blocked(wide) / grain.expand(scale, x.dim()).to(torch.float32)
+    divisor = scale if scale.dtype == torch.float64 else scale.to(torch.float32)
+    scaled = grain.blocked(wide) / grain.expand(divisor, x.dim())
     if spec.format.is_integer:
         scaled = scaled.round_()
     if zero_point is not None:
-        scaled = scaled + grain.expand(zero_point, x.dim()).to(torch.float32)
+        scaled += grain.expand(zero_point, x.dim()).to(scaled.dtype)
     return scaled
 
 
