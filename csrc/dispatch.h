@@ -14,6 +14,9 @@ namespace fewbit {
 enum class Float { f32, f16, bf16 };
 enum class Code { i8, u8, i16, u16 };
 
+inline constexpr int64_t size_of(Float kind) { return kind == Float::f32 ? 4 : 2; }
+inline constexpr int64_t size_of(Code code) { return code == Code::i8 || code == Code::u8 ? 1 : 2; }
+
 /// A C-contiguous matrix: `rows` times `cols`.
 struct Shape {
   int64_t rows, cols;
@@ -22,6 +25,13 @@ struct Shape {
 /// The smallest and the largest code.
 struct Bounds {
   int32_t qmin, qmax;
+};
+
+/// How a range becomes a scale and a zero point (fewbit.numbers.affine).
+struct Rule {
+  Bounds bounds;
+  bool symmetric;
+  Float scale_type;  // what the scale is rounded to
 };
 
 /// Zero points must lie within +-kMaxZeroPoint: code minus zero point is then exact in float32.
@@ -34,7 +44,7 @@ inline constexpr int64_t kSubHistograms = 4;
 struct Kernels {
   const char* isa;
   void (*minmax_rows)(const void* x, Float kind, Shape shape, float* out);
-  void (*quantize_rows)(const float* x, Shape shape, const float* scale, const int32_t* zero_point,
+  void (*quantize_rows)(const void* x, Float kind, Shape shape, const float* scale, const int32_t* zero_point,
                         Bounds bounds, void* out, Code code);
   void (*quantize_rows_dynamic)(const float* x, Shape shape, int32_t qmax, int8_t* out, float* scale);
   void (*dequantize_rows)(const void* codes, Code code, Shape shape, const float* scale,
@@ -43,6 +53,11 @@ struct Kernels {
                          int64_t* counts);
   void (*mse_search_rows)(const float* x, Shape shape, const float* candidates, int64_t n_candidates,
                           bool symmetric, Bounds bounds, float* lo, float* hi);
+  bool (*minmax_quantize_rows)(const void* x, Float kind, Shape shape, Rule rule, int bits, float* scale,
+                               int32_t* zero_point, uint8_t* out);
+  void (*refine_clip_rows)(const float* x, Shape shape, const float* moves, int64_t n_moves, int rounds,
+                           float worth_another, Bounds bounds, float* lo, float* hi);
+  void (*pack)(const uint8_t* codes, int64_t count, int bits, uint8_t* out);
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
 };
 

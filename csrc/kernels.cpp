@@ -9,8 +9,11 @@
 #include "dispatch.h"
 #include "histogram.h"
 #include "minmax.h"
+#include "minmax_quantize.h"
 #include "mse_search.h"
+#include "pack.h"
 #include "quantize.h"
+#include "refine_clip.h"
 #include "unpack.h"
 
 #define FEWBIT_TEXT_(name) #name
@@ -21,7 +24,8 @@ namespace fewbit::FEWBIT_ISA {
 extern const Kernels kernels;  // declared first: a const is otherwise private to this file
 const Kernels kernels = {
     FEWBIT_TEXT(FEWBIT_ISA), minmax_rows,    quantize_rows,   quantize_rows_dynamic,
-    dequantize_rows,         histogram_rows, mse_search_rows, unpack,
+    dequantize_rows,         histogram_rows, mse_search_rows, minmax_quantize_rows,
+    refine_clip_rows,        pack,           unpack,
 };
 
 }  // namespace fewbit::FEWBIT_ISA

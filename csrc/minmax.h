@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "dispatch.h"
+#include "halves.h"
 
 namespace fewbit {
 namespace {
@@ -43,22 +44,6 @@ Extremes<Bits> extremes(const void* x, int64_t n, Bits infinity) {
   return {lo, hi};
 }
 
-float float_of_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-float float_of_half(uint32_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16, exponent = (half >> 10) & 31u, mantissa = half & 0x3FFu;
-  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  const uint32_t rebiased = exponent == 31 ? 255u : exponent + 112u;
-  return float_of_bits(sign | (rebiased << 23) | (mantissa << 13));
-}
-
 template <class Bits, class ToFloat>
 void minmax_rows_as(const void* x, Shape shape, Bits infinity, ToFloat to_float, float* out) {
   const char* row = static_cast<const char*>(x);
@@ -66,14 +51,14 @@ void minmax_rows_as(const void* x, Shape shape, Bits infinity, ToFloat to_float,
   for (int64_t r = 0; r < shape.rows; ++r, row += stride) {
     const Extremes<Bits> e = extremes<Bits>(row, shape.cols, infinity);
     const bool has_nan = e.hi > infinity || e.lo < static_cast<Bits>(~infinity);
-    out[2 * r] = has_nan ? float_of_bits(0x7FC00000u) : to_float(ordered(e.lo));
-    out[2 * r + 1] = has_nan ? float_of_bits(0x7FC00000u) : to_float(ordered(e.hi));
+    out[2 * r] = has_nan ? float_from_bits(0x7FC00000u) : to_float(ordered(e.lo));
+    out[2 * r + 1] = has_nan ? float_from_bits(0x7FC00000u) : to_float(ordered(e.hi));
   }
 }
 
 constexpr int32_t kInfinity32 = 0x7F800000;
 
-float float_of_bits32(int32_t bits) { return float_of_bits(static_cast<uint32_t>(bits)); }
+inline float float_of_bits32(int32_t bits) { return float_from_bits(static_cast<uint32_t>(bits)); }
 
 void minmax_rows(const void* x, Float kind, Shape shape, float* out) {
   switch (kind) {
@@ -81,11 +66,11 @@ void minmax_rows(const void* x, Float kind, Shape shape, float* out) {
       return minmax_rows_as<int32_t>(x, shape, kInfinity32, float_of_bits32, out);
     case Float::f16:
       return minmax_rows_as<int16_t>(
-          x, shape, 0x7C00, [](int16_t b) { return float_of_half(static_cast<uint16_t>(b)); }, out);
+          x, shape, 0x7C00, [](int16_t b) { return float_from_half(static_cast<uint16_t>(b)); }, out);
     case Float::bf16:
       return minmax_rows_as<int16_t>(
           x, shape, 0x7F80,
-          [](int16_t b) { return float_of_bits(static_cast<uint32_t>(static_cast<uint16_t>(b)) << 16); },
+          [](int16_t b) { return float_from_bits(static_cast<uint32_t>(static_cast<uint16_t>(b)) << 16); },
           out);
   }
 }

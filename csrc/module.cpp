@@ -5,11 +5,13 @@
 // Cost: about a microsecond an array for nanobind's DLPack exchange; no copies.
 // Why outputs are arguments: the caller owns the memory, so torch and NumPy allocate it their own way.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <bit>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,7 +58,7 @@ void minmax_rows(const Input& x, const Output& out) {
 void quantize_rows(const Input& x, const Input& scale, const Input& zp, int32_t qmin, int32_t qmax,
                    const Output& out) {
   const Shape shape = matrix_shape(x, "x");
-  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  const Float kind = float_type(x, "x");
   const float* scales = values<float>(scale, "scale", {shape.rows});
   const int32_t* zero_points = values<int32_t>(zp, "zp", {shape.rows});
   check_shape(out, "out", {shape.rows, shape.cols});
@@ -65,7 +67,7 @@ void quantize_rows(const Input& x, const Input& scale, const Input& zp, int32_t 
   check_zero_points(zero_points, shape.rows);
   void* to = out.data();
   const nb::gil_scoped_release free;
-  passes::quantize_rows(*active, from, shape, scales, zero_points, {qmin, qmax}, to, code);
+  passes::quantize_rows(*active, x.data(), kind, shape, scales, zero_points, {qmin, qmax}, to, code);
 }
 
 void quantize_rows_dynamic(const Input& x, int32_t qmax, const Output& out, const Output& scale) {
@@ -102,11 +104,11 @@ void histogram_rows(const Input& x, const Input& inv_width, const Output& counts
   passes::histogram_rows(*active, from, shape, widths, bins, to);
 }
 
-void check_search(const float* candidates, int64_t n, int32_t qmin, int32_t qmax) {
-  if (n < 1) refuse("`candidates` is empty");
+void check_search(const float* candidates, const char* name, int64_t n, int32_t qmin, int32_t qmax) {
+  if (n < 1) refuse(std::string("`") + name + "` is empty");
   for (int64_t i = 0; i < n; ++i) {
     if (!(candidates[i] > 0.0f) || !std::isfinite(candidates[i]))
-      refuse("`candidates` must be finite and above 0");
+      refuse(std::string("`") + name + "` must be finite and above 0");
   }
   if (qmin > 0 || qmax < 0 || qmin >= qmax || qmin < -kMaxZeroPoint || qmax > kMaxZeroPoint) {
     refuse("`qmin` and `qmax` are " + std::to_string(qmin) + " and " + std::to_string(qmax) +
@@ -121,15 +123,66 @@ void mse_search_rows(const Input& x, const Input& candidates, bool symmetric, in
   check_layout(candidates, "candidates", 1);
   const int64_t n = static_cast<int64_t>(candidates.size());
   const float* fractions = values<float>(candidates, "candidates", {n});
-  check_search(fractions, n, qmin, qmax);
+  check_search(fractions, "candidates", n, qmin, qmax);
   float* los = memory<float>(lo, "lo", {shape.rows});
   float* his = memory<float>(hi, "hi", {shape.rows});
   const nb::gil_scoped_release free;
   passes::mse_search_rows(*active, from, shape, fractions, n, symmetric, {qmin, qmax}, los, his);
 }
 
-void unpack(const Input& data, int32_t bits, bool is_signed, const Output& out) {
+Float scale_type(const std::string& name) {
+  if (name == "f32") return Float::f32;
+  if (name == "f16") return Float::f16;
+  if (name == "bf16") return Float::bf16;
+  refuse("`scale_type` is '" + name + "', but must be f32, f16 or bf16");
+}
+
+void check_bits(int32_t bits) {
   if (bits < 1 || bits > 8) refuse("`bits` is " + std::to_string(bits) + ", but must be from 1 to 8");
+}
+
+bool minmax_quantize_rows(const Input& x, int32_t qmin, int32_t qmax, const std::string& type, int32_t bits,
+                          const Output& scale, const std::optional<Output>& zp, const Output& out) {
+  const Shape shape = matrix_shape(x, "x");
+  const Float kind = float_type(x, "x");
+  check_bits(bits);
+  check_bounds(qmin, qmax, qmin < 0 ? Code::i8 : Code::u8);
+  if (qmin == qmax) refuse("`qmin` and `qmax` are the same");
+  float* scales = memory<float>(scale, "scale", {shape.rows});
+  int32_t* zero_points = zp ? memory<int32_t>(*zp, "zp", {shape.rows}) : nullptr;
+  uint8_t* to = memory<uint8_t>(out, "out", {(shape.rows * shape.cols * bits + 7) / 8});
+  const Rule rule{{qmin, qmax}, !zp, scale_type(type)};
+  const nb::gil_scoped_release free;
+  return passes::minmax_quantize_rows(*active, x.data(), kind, shape, rule, bits, scales, zero_points, to);
+}
+
+void refine_clip_rows(const Input& x, const Input& moves, int32_t rounds, float worth_another, int32_t qmin,
+                      int32_t qmax, const Output& lo, const Output& hi) {
+  const Shape shape = matrix_shape(x, "x");
+  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  check_layout(moves, "moves", 1);
+  const int64_t n = static_cast<int64_t>(moves.size());
+  const float* factors = values<float>(moves, "moves", {n});
+  check_search(factors, "moves", n, qmin, qmax);
+  float* los = memory<float>(lo, "lo", {shape.rows});
+  float* his = memory<float>(hi, "hi", {shape.rows});
+  const nb::gil_scoped_release free;
+  passes::refine_clip_rows(*active, from, shape, factors, n, rounds, worth_another, {qmin, qmax}, los, his);
+}
+
+void pack(const Input& codes, int32_t bits, const Output& out) {
+  check_bits(bits);
+  check_layout(codes, "codes", 1);
+  const int64_t count = static_cast<int64_t>(codes.size());
+  if (codes.dtype() != nb::dtype<int8_t>()) check_dtype<uint8_t>(codes, "codes");
+  uint8_t* to = memory<uint8_t>(out, "out", {(count * bits + 7) / 8});
+  const uint8_t* from = static_cast<const uint8_t*>(codes.data());
+  const nb::gil_scoped_release free;
+  passes::pack(*active, from, count, bits, to);
+}
+
+void unpack(const Input& data, int32_t bits, bool is_signed, const Output& out) {
+  check_bits(bits);
   check_layout(out, "out", 1);
   const int64_t count = static_cast<int64_t>(out.size());
   if (is_signed) {
@@ -163,5 +216,10 @@ NB_MODULE(_native, m) {
   m.def("histogram_rows", &fewbit::histogram_rows, "x"_a, "inv_width"_a, "counts"_a);
   m.def("mse_search_rows", &fewbit::mse_search_rows, "x"_a, "candidates"_a, "symmetric"_a, "qmin"_a, "qmax"_a,
         "lo"_a, "hi"_a);
+  m.def("minmax_quantize_rows", &fewbit::minmax_quantize_rows, "x"_a, "qmin"_a, "qmax"_a, "scale_type"_a,
+        "bits"_a, "scale"_a, "zp"_a.none(), "out"_a);
+  m.def("refine_clip_rows", &fewbit::refine_clip_rows, "x"_a, "moves"_a, "rounds"_a, "worth_another"_a,
+        "qmin"_a, "qmax"_a, "lo"_a, "hi"_a);
+  m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);
   m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
 }

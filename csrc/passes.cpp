@@ -2,6 +2,7 @@
 #include "passes.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "split.h"
@@ -12,9 +13,6 @@ namespace {
 constexpr int64_t kStream = 1 << 16;  // values of a piece of a pass that waits for memory
 constexpr int64_t kSearch = 1 << 10;  // values of a piece of a search, which looks at each value many times
 constexpr int64_t kCount = 1 << 18;   // values of a piece of a histogram, which clears and adds up tables
-
-int64_t size_of(Code code) { return code == Code::i8 || code == Code::u8 ? 1 : 2; }
-int64_t size_of(Float kind) { return kind == Float::f32 ? 4 : 2; }
 
 }  // namespace
 
@@ -35,11 +33,12 @@ void minmax_rows(const Kernels& with, const void* x, Float kind, Shape shape, fl
   with.minmax_rows(ends.data(), Float::f32, {shape.rows, 2 * across}, out);
 }
 
-void quantize_rows(const Kernels& with, const float* x, Shape shape, const float* scale,
+void quantize_rows(const Kernels& with, const void* x, Float kind, Shape shape, const float* scale,
                    const int32_t* zero_point, Bounds bounds, void* out, Code code) {
   for_parts(shape, kStream, [&](Part p, int) {
     const int64_t at = p.row * shape.cols + p.col;
-    with.quantize_rows(x + at, {p.rows, p.cols}, scale + p.row, zero_point + p.row, bounds,
+    with.quantize_rows(static_cast<const char*>(x) + at * size_of(kind), kind, {p.rows, p.cols},
+                       scale + p.row, zero_point + p.row, bounds,
                        static_cast<char*>(out) + at * size_of(code), code);
   });
 }
@@ -108,6 +107,37 @@ void mse_search_rows(const Kernels& with, const float* x, Shape shape, const flo
     with.mse_search_rows(x + first * shape.cols, {rows, shape.cols}, candidates, n_candidates, symmetric,
                          bounds, lo + first, hi + first);
   });
+}
+
+bool minmax_quantize_rows(const Kernels& with, const void* x, Float kind, Shape shape, Rule rule, int bits,
+                          float* scale, int32_t* zero_point, uint8_t* out) {
+  // A piece of whole eights of codes begins at a whole byte of the stream.
+  const int64_t about = shape.cols < kStream ? kStream / (shape.cols < 1 ? 1 : shape.cols) : 1;
+  const int64_t height = shape.cols % 8 == 0 ? about : (about + 7) / 8 * 8;
+  std::atomic<bool> is_good{true};
+  parallel_for((shape.rows + height - 1) / height, [&](int64_t piece, int) {
+    const int64_t first = piece * height, at = first * shape.cols;
+    const Shape part{std::min(height, shape.rows - first), shape.cols};
+    if (!with.minmax_quantize_rows(static_cast<const char*>(x) + at * size_of(kind), kind, part, rule, bits,
+                                   scale + first, zero_point == nullptr ? nullptr : zero_point + first,
+                                   out + at / 8 * bits)) {
+      is_good.store(false, std::memory_order_relaxed);
+    }
+  });
+  return is_good.load(std::memory_order_relaxed);
+}
+
+void refine_clip_rows(const Kernels& with, const float* x, Shape shape, const float* moves, int64_t n_moves,
+                      int rounds, float worth_another, Bounds bounds, float* lo, float* hi) {
+  for_rows(shape, kSearch, [&](int64_t first, int64_t rows, int) {
+    with.refine_clip_rows(x + first * shape.cols, {rows, shape.cols}, moves, n_moves, rounds, worth_another,
+                          bounds, lo + first, hi + first);
+  });
+}
+
+void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, uint8_t* out) {
+  for_parts({1, count}, kStream,
+            [&](Part p, int) { with.pack(codes + p.col, p.cols, bits, out + p.col / 8 * bits); });
 }
 
 void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out) {

@@ -12,7 +12,7 @@
 namespace fewbit::passes {
 
 void minmax_rows(const Kernels& with, const void* x, Float kind, Shape shape, float* out);
-void quantize_rows(const Kernels& with, const float* x, Shape shape, const float* scale,
+void quantize_rows(const Kernels& with, const void* x, Float kind, Shape shape, const float* scale,
                    const int32_t* zero_point, Bounds bounds, void* out, Code code);
 void quantize_rows_dynamic(const Kernels& with, const float* x, Shape shape, int32_t qmax, int8_t* out,
                            float* scale);
@@ -22,6 +22,12 @@ void histogram_rows(const Kernels& with, const float* x, Shape shape, const floa
                     int64_t* counts);
 void mse_search_rows(const Kernels& with, const float* x, Shape shape, const float* candidates,
                      int64_t n_candidates, bool symmetric, Bounds bounds, float* lo, float* hi);
+/// False if a row has no scale; the outputs are then of no use.
+bool minmax_quantize_rows(const Kernels& with, const void* x, Float kind, Shape shape, Rule rule, int bits,
+                          float* scale, int32_t* zero_point, uint8_t* out);
+void refine_clip_rows(const Kernels& with, const float* x, Shape shape, const float* moves, int64_t n_moves,
+                      int rounds, float worth_another, Bounds bounds, float* lo, float* hi);
+void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, uint8_t* out);
 void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
 
 }  // namespace fewbit::passes

@@ -1,12 +1,12 @@
 // Floats to codes and back: q = clamp(round(x / s) + z, qmin, qmax) and x' = s * (q - z), row by row.
 //
-// Layout: x[rows][cols] float32, one scale and zero point a row, codes[rows][cols] of 8 or 16 bits.
-// Cost: one pass; reads 4 bytes and writes 1 or 2 a value (or the reverse). quantize is bounded by the
-// division. Why a true division: x * (1 / s) differs from x / s in the last bit and would move ties; the
-// codes here equal torch's formula bit for bit. Why clamp before round: with integer bounds the two commute,
-// the clamp takes +-inf (x / s overflowed) to a finite value before anything becomes an integer, and a value
-// within +-2^22 is rounded half to even by two additions on every instruction set, SSE2 included. A NaN
-// becomes qmin.
+// Layout: x[rows][cols] float32, float16 or bfloat16 (computed in float32), one scale and zero point a row,
+// codes[rows][cols] of 8 or 16 bits. Cost: one pass; reads 4 bytes and writes 1 or 2 a value (or the
+// reverse). quantize is bounded by the division. Why a true division: x * (1 / s) differs from x / s in the
+// last bit and would move ties; the codes here equal torch's formula bit for bit. Why clamp before round:
+// with integer bounds the two commute, the clamp takes +-inf (x / s overflowed) to a finite value before
+// anything becomes an integer, and a value within +-2^22 is rounded half to even by two additions on every
+// instruction set, SSE2 included. A NaN becomes qmin.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "dispatch.h"
+#include "halves.h"
 #include "minmax.h"
 
 namespace fewbit {
@@ -37,26 +38,42 @@ void quantize_row(const float* __restrict x, int64_t n, float scale, int32_t zer
   }
 }
 
+/// A row of any type: 16-bit floats are made float32 a tile at a time.
 template <class C>
-void quantize_rows_as(const float* x, Shape shape, const float* scale, const int32_t* zero_point,
-                      Bounds bounds, void* out) {
-  C* codes = static_cast<C*>(out);
-  for (int64_t r = 0; r < shape.rows; ++r, x += shape.cols, codes += shape.cols) {
-    quantize_row(x, shape.cols, scale[r], zero_point[r], bounds, codes);
+void quantize_row_of(const void* x, Float kind, int64_t n, float scale, int32_t zero_point, Bounds bounds,
+                     C* out) {
+  if (kind == Float::f32)
+    return quantize_row(static_cast<const float*>(x), n, scale, zero_point, bounds, out);
+  constexpr int64_t kTile = 1024;
+  float wide[kTile];
+  for (int64_t i = 0; i < n; i += kTile) {
+    const int64_t tile = n - i < kTile ? n - i : kTile;
+    widen(static_cast<const uint16_t*>(x) + i, kind, tile, wide);
+    quantize_row(wide, tile, scale, zero_point, bounds, out + i);
   }
 }
 
-void quantize_rows(const float* x, Shape shape, const float* scale, const int32_t* zero_point, Bounds bounds,
-                   void* out, Code code) {
+template <class C>
+void quantize_rows_as(const void* x, Float kind, Shape shape, const float* scale, const int32_t* zero_point,
+                      Bounds bounds, void* out) {
+  const char* row = static_cast<const char*>(x);
+  C* codes = static_cast<C*>(out);
+  for (int64_t r = 0; r < shape.rows; ++r, row += shape.cols * size_of(kind), codes += shape.cols) {
+    quantize_row_of(row, kind, shape.cols, scale[r], zero_point[r], bounds, codes);
+  }
+}
+
+void quantize_rows(const void* x, Float kind, Shape shape, const float* scale, const int32_t* zero_point,
+                   Bounds bounds, void* out, Code code) {
   switch (code) {
     case Code::i8:
-      return quantize_rows_as<int8_t>(x, shape, scale, zero_point, bounds, out);
+      return quantize_rows_as<int8_t>(x, kind, shape, scale, zero_point, bounds, out);
     case Code::u8:
-      return quantize_rows_as<uint8_t>(x, shape, scale, zero_point, bounds, out);
+      return quantize_rows_as<uint8_t>(x, kind, shape, scale, zero_point, bounds, out);
     case Code::i16:
-      return quantize_rows_as<int16_t>(x, shape, scale, zero_point, bounds, out);
+      return quantize_rows_as<int16_t>(x, kind, shape, scale, zero_point, bounds, out);
     case Code::u16:
-      return quantize_rows_as<uint16_t>(x, shape, scale, zero_point, bounds, out);
+      return quantize_rows_as<uint16_t>(x, kind, shape, scale, zero_point, bounds, out);
   }
 }
 

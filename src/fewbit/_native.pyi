@@ -61,7 +61,7 @@ def quantize_rows(x: Array, scale: Array, zp: Array, qmin: int, qmax: int, out: 
     A quotient that overflows saturates. A NaN quotient (which callers exclude) gives ``qmin``.
 
     Args:
-        x: float32 [R, C].
+        x: float32, float16 or bfloat16 [R, C]; computed in float32.
         scale: float32 [R].
         zp: int32 [R], each within ±2^20.
         qmin: Smallest code; ``qmin`` to ``qmax`` must fit the dtype of ``out``.
@@ -123,6 +123,52 @@ def mse_search_rows(x: Array, candidates: Array, symmetric: bool, qmin: int, qma
         qmax: Largest code, at least 0.
         lo: float32 [R], receives the lower end of the best clip.
         hi: float32 [R], receives its upper end.
+    """
+
+def minmax_quantize_rows(
+    x: Array, qmin: int, qmax: int, scale_type: str, bits: int, scale: Array, zp: Array | None, out: Array
+) -> bool:
+    """Range, scale, zero point and packed codes of each row in one pass; the bits of ``fewbit.numbers.affine``.
+
+    Args:
+        x: float32, float16 or bfloat16 [R, C].
+        qmin: Smallest code.
+        qmax: Largest code, beyond ``qmin``.
+        scale_type: What scales are rounded to: ``"f32"``, ``"f16"`` or ``"bf16"``.
+        bits: Width of a packed code, 1 to 8.
+        scale: float32 [R], receives the scales.
+        zp: int32 [R], receives the zero points; None for symmetric codes.
+        out: uint8 [ceil(R C bits / 8)], receives the stream that :func:`unpack` reads.
+
+    Returns:
+        False if a value is NaN or infinite or a scale is subnormal or beyond its type; what was written is of no use.
+    """
+
+def refine_clip_rows(
+    x: Array, moves: Array, rounds: int, worth_another: float, qmin: int, qmax: int, lo: Array, hi: Array
+) -> None:
+    """Move the two ends of each row's clip by factors while its squared error under asymmetric codes falls.
+
+    Errors are computed as by :func:`mse_search_rows`; see ``fewbit.kernels.reference.refine_clip_rows``.
+
+    Args:
+        x: float32 [R, C].
+        moves: float32 [T], finite and positive.
+        rounds: Most rounds, each moving the lower end and then the upper.
+        worth_another: A row goes on after its error fell below this fraction of what it was.
+        qmin: Smallest code, at most 0.
+        qmax: Largest code, at least 0.
+        lo: float32 [R], the lower ends, changed.
+        hi: float32 [R], the upper ends, changed.
+    """
+
+def pack(codes: Array, bits: int, out: Array) -> None:
+    """The inverse of :func:`unpack`; what lies above ``bits`` bits of a code is dropped.
+
+    Args:
+        codes: int8 or uint8 [n].
+        bits: Width of a packed code, 1 to 8.
+        out: uint8 [ceil(n * bits / 8)].
     """
 
 def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:

@@ -86,6 +86,28 @@ def searched(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: in
     return lo, hi
 
 
+def fused(x: Tensor, symmetric: bool, scale_type: str, bits: int) -> tuple[bool, Tensor, Tensor, Tensor]:
+    """Whether every row has a scale; codes, scales, zero points."""
+    scale, zero = torch.full((x.shape[0],), 7.0), torch.full((x.shape[0],), 7, dtype=torch.int32)
+    out = torch.full(((x.numel() * bits + 7) // 8,), 99, dtype=torch.uint8)
+    top = (1 << (bits - 1)) - 1
+    done = native.minmax_quantize_rows(x, -top - 1, top, scale_type, bits, scale, None if symmetric else zero, out)
+    return done, out, scale, zero
+
+
+def refined(x: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    """Clips that begin at the whole range."""
+    lo, hi = minmax(x)[:, 0].clamp(max=0), minmax(x)[:, 1].clamp(min=0)
+    native.refine_clip_rows(x, torch.tensor([0.5, 0.8, 0.95, 1.05, 1.2]), 3, 0.99, qmin, qmax, lo, hi)
+    return lo, hi
+
+
+def packed(codes: Tensor, bits: int) -> Tensor:
+    out = torch.full(((codes.numel() * bits + 7) // 8,), 99, dtype=torch.uint8)
+    native.pack(codes, bits, out)
+    return out
+
+
 def packed_bytes(bits: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(bits * 10_007 + count)
     return torch.randint(0, 256, ((count * bits + 7) // 8,), dtype=torch.uint8, generator=generator)
@@ -120,7 +142,16 @@ def results() -> Iterator[tuple[str, Tensor]]:
         for symmetric in (False, True):
             for numbers in (x, wild):
                 yield f"mse {symmetric}", torch.stack(searched(numbers, candidates, symmetric, -8, 7))
+            for dtype, scale_type in ((torch.float32, "f16"), (torch.float16, "f32"), (torch.bfloat16, "bf16")):
+                for bits in (2, 3, 4, 8):
+                    done, codes, scale, zero = fused(x.to(dtype), symmetric, scale_type, bits)
+                    if done:  # else what was written is of no use
+                        yield from (("fused codes", codes), ("fused scales", scale), ("fused zeros", zero))
             yield f"mse near {symmetric}", torch.stack(searched(x, neighbours, symmetric, -8, 7))
+        if cols:
+            yield "refined clips", torch.stack(refined(x, 0, 15))
+    for bits, count in itertools.product(range(1, 9), (0, 7, 64, 1001)):
+        yield f"pack {bits}", packed(packed_bytes(8, count), bits)
     for bits, signed, count in itertools.product(range(1, 9), (False, True), (0, 7, 64, 1001)):
         yield f"unpack {bits}", unpacked(packed_bytes(bits, count), bits, signed, count)
 

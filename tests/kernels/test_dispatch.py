@@ -147,8 +147,74 @@ def test_unpack_refuses_data_of_another_length() -> None:
             dispatch.unpack(data, 4, 8, signed=True)
 
 
+@pytest.mark.parametrize(
+    "text", ["int4/channel/sym", "uint4/channel/asym/f16", "int3/channel/asym", "int8/channel/sym"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_minmax_quantize_rows(text: str, dtype: torch.dtype) -> None:
+    spec = QSpec.parse(text)
+    for x in layouts(torch.randn(9, 100, generator=torch.Generator().manual_seed(0)).to(dtype)):
+        for bits in (spec.bits, 8):
+            ours = dispatch.minmax_quantize_rows(x, spec, bits)
+            theirs = reference.minmax_quantize_rows(x, spec, bits)
+            for a, b in zip(ours, theirs, strict=True):
+                assert (a is None and b is None) or torch.equal(a, b)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e-44])
+def test_minmax_quantize_rows_refuses_what_has_no_scale(bad: float) -> None:
+    x = torch.zeros(3, 40)
+    x[1, 20] = bad
+    with pytest.raises(FewbitError):
+        dispatch.minmax_quantize_rows(x, QSpec.parse("int4/channel/sym"), 4)
+
+
+@pytest.mark.parametrize("qmax", [3, 15, 255])
+def test_refine_clip_rows_agree_on_the_error(qmax: int) -> None:
+    spec = QSpec.parse(f"uint{qmax.bit_length()}/channel/asym")
+    x = torch.randn(30, 200, generator=torch.Generator().manual_seed(0)) ** 3
+    x[::4] = x[::4].abs()
+    moves, (lo, hi) = torch.tensor([0.5, 0.9, 1.1]), reference.minmax_rows(x).unbind(1)
+    lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    begin = lo.clone(), hi.clone()
+    ours = dispatch.refine_clip_rows(x, moves, 3, 0.99, spec, lo, hi)
+    theirs = reference.refine_clip_rows(x, moves, 3, 0.99, 0, qmax, lo, hi)
+    assert torch.equal(lo, begin[0])
+    assert torch.equal(hi, begin[1])
+    a, b = (reference._clip_errors(x, *ends, 0, qmax) for ends in (ours, theirs))
+    assert ((a - b).abs() <= 1e-4 * b).float().mean() > 0.9  # a near tie may lead a row elsewhere
+    assert abs(a.sum() - b.sum()) < 0.01 * b.sum()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 8, 16])
+def test_pack(bits: int) -> None:
+    dtype = torch.int16 if bits == 16 else torch.int8
+    codes = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), (7, 13), generator=torch.Generator().manual_seed(0))
+    for q in layouts(codes.to(dtype)):
+        stream = dispatch.pack(q, bits)
+        assert torch.equal(stream, reference.pack(q, bits))
+        assert torch.equal(dispatch.unpack(stream, bits, 91, signed=True).reshape(7, 13), q)
+
+
+def test_pack_refuses_codes_of_another_width() -> None:
+    with pytest.raises(FewbitError, match="codes of 4 bits have dtype"):
+        dispatch.pack(torch.zeros(8, dtype=torch.int32), 4)
+
+
 @compiled
-@pytest.mark.parametrize("name", ["minmax_rows", "quantize_rows", "quantize_rows_dynamic", "dequantize_rows", "unpack"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minmax_rows",
+        "quantize_rows",
+        "quantize_rows_dynamic",
+        "dequantize_rows",
+        "minmax_quantize_rows",
+        "refine_clip_rows",
+        "pack",
+        "unpack",
+    ],
+)
 def test_the_compiled_kernel_is_the_one_that_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dispatch that always fell back would pass every test above."""
     called: list[str] = []
@@ -169,6 +235,11 @@ def test_the_compiled_kernel_is_the_one_that_runs(name: str, monkeypatch: pytest
         "quantize_rows": lambda: dispatch.quantize_rows(x, scale, zero, -128, 127),
         "quantize_rows_dynamic": lambda: dispatch.quantize_rows_dynamic(x, 127),
         "dequantize_rows": lambda: dispatch.dequantize_rows(x.to(torch.int8), scale, zero),
+        "minmax_quantize_rows": lambda: dispatch.minmax_quantize_rows(torch.ones(2, 40), QSpec.parse("int4/g8/sym"), 4),
+        "refine_clip_rows": lambda: dispatch.refine_clip_rows(
+            x, scale, 1, 0.9, QSpec.parse("uint4/g8/asym"), -scale, scale
+        ),
+        "pack": lambda: dispatch.pack(torch.zeros(4, dtype=torch.uint8), 4),
         "unpack": lambda: dispatch.unpack(torch.zeros(4, dtype=torch.uint8), 4, 8, signed=True),
     }[name]()
     assert called == [name]

@@ -12,11 +12,14 @@ from native_cases import (
     CODES,
     SHAPES,
     SIZES,
+    fused,
     histogram,
     matrix,
     minmax,
+    packed,
     packed_bytes,
     quantized,
+    refined,
     scales,
     searched,
     unpacked,
@@ -25,13 +28,16 @@ from native_cases import (
 from torch import Tensor
 
 from fewbit import _native as native
+from fewbit.kernels import reference
+from fewbit.numbers import packing
+from fewbit.numbers.spec import QSpec
 
 torch.set_num_threads(1)
 
 
 def quantized_twin(x: Tensor, s: Tensor, z: Tensor, qmin: int, qmax: int) -> Tensor:
     """The formula of the design, in torch and float32."""
-    return (torch.round(x / s[:, None]) + z[:, None].float()).clamp(qmin, qmax).to(torch.int32)
+    return (torch.round(x.float() / s[:, None]) + z[:, None].float()).clamp(qmin, qmax).to(torch.int32)
 
 
 # --- minmax -------------------------------------------------------------------------------------
@@ -74,10 +80,12 @@ def test_a_nan_anywhere_shows_in_both_and_in_its_row_alone(dtype: torch.dtype, n
 
 
 @pytest.mark.parametrize("dtype", CODES)
-def test_quantize_equals_the_formula_bit_for_bit(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("floats", [torch.float32, torch.float16, torch.bfloat16])
+def test_quantize_equals_the_formula_bit_for_bit(dtype: torch.dtype, floats: torch.dtype) -> None:
     low, high = CODES[dtype]
     for (rows, cols), (qmin, qmax) in itertools.product(SHAPES, [(low, high), (max(low, -8), 7)]):
         x, s, z = matrix(rows, cols, wild=True), scales(rows), zero_points(rows, low, high)
+        x = x.to(floats).clamp(-6e4, 6e4)
         codes = quantized(x, s, z, qmin, qmax, dtype)
         assert torch.equal(codes.to(torch.int32), quantized_twin(x, s, z, qmin, qmax)), (rows, cols)
 
@@ -238,6 +246,65 @@ def test_a_clip_with_a_subnormal_scale_is_passed_over() -> None:
 def test_one_bit_codes_take_their_scale_from_the_negative_side() -> None:
     lo, hi = searched(torch.tensor([[-2.0, 0.0, -2.0]]), torch.tensor([0.5, 1.0]), True, -1, 0)
     assert (lo.item(), hi.item()) == (-2.0, 2.0)
+
+
+def test_refining_never_makes_a_clip_worse() -> None:
+    x = matrix(40, 70) ** 3
+    x[::3] = x[::3].abs()
+    lo, hi = minmax(x)[:, 0].clamp(max=0), minmax(x)[:, 1].clamp(min=0)
+    before = reference._clip_errors(x, lo, hi, 0, 7)
+    after = reference._clip_errors(x, *refined(x, 0, 7), 0, 7)
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.sum() < 0.9 * before.sum()
+
+
+# --- range and codes in one pass ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale_type", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("symmetry", ["sym", "asym"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 8])
+def test_the_pass_of_range_and_codes_equals_its_twin(
+    dtype: torch.dtype, scale_type: str, symmetry: str, bits: int
+) -> None:
+    spec = QSpec.parse(f"int{bits}/channel/{symmetry}/{scale_type}")
+    for rows, cols in itertools.product((1, 2, 9, 33), (1, 2, 8, 15, 64, 1000, 3000)):
+        x = (matrix(rows, cols) ** 3).to(dtype)
+        x[::5] = x[::5].abs()
+        x[::7] = 0
+        x[3::11] *= 1e-4  # subnormal float16, and scales below its normal numbers
+        done, codes, scale, zero = fused(x, spec.symmetric, scale_type, bits)
+        wanted, wanted_scale, wanted_zero = reference.minmax_quantize_rows(x, spec, bits)
+        assert done
+        assert torch.equal(scale, wanted_scale)
+        assert torch.equal(codes, wanted)
+        assert (zero == 7).all() if wanted_zero is None else torch.equal(zero, wanted_zero)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e-44])
+def test_a_row_without_a_scale_is_told(bad: float) -> None:
+    x = torch.zeros(20, 40)
+    x[13, 20] = bad
+    assert not fused(x, True, "f32", 4)[0]
+    assert not fused(x, False, "f32", 4)[0]
+
+
+def test_a_scale_beyond_its_type_is_told() -> None:
+    assert fused(torch.full((1, 8), 65504.0 * 7), True, "f16", 4)[0]
+    assert not fused(torch.full((1, 8), 65520.0 * 7), True, "f16", 4)[0]
+
+
+# --- pack and unpack ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_pack_equals_the_bit_stream_and_unpack_takes_it_back(bits: int) -> None:
+    for count in (*range(40), 63, 64, 65, 127, 1000, 70_001):
+        codes = packed_bytes(8, count)  # what lies above `bits` bits is dropped
+        out = packed(codes, bits)
+        assert torch.equal(out, packing.pack(codes, bits)), count
+        assert torch.equal(unpacked(out, bits, False, count), codes & ((1 << bits) - 1))
 
 
 # --- unpack -------------------------------------------------------------------------------------

@@ -198,7 +198,12 @@ def _search_rows(values: Tensor, lo: Tensor, hi: Tensor, spec: QSpec) -> tuple[T
         best_lo, best_hi = dispatch.mse_search_rows(values, _fractions(), spec)
     else:
         best_lo, best_hi = _search_fractions(values, lo, hi, spec)
-    return (best_lo, best_hi) if spec.symmetric else _move_apart(values, lo, hi, best_lo, best_hi, spec)
+    if spec.symmetric:
+        return best_lo, best_hi
+    if spec.format.is_integer:
+        moves = torch.tensor(_MOVES)
+        return dispatch.refine_clip_rows(values, moves, _ROUNDS, _WORTH_ANOTHER, spec, best_lo, best_hi)
+    return _move_apart(values, lo, hi, best_lo, best_hi, spec)
 
 
 def _fractions() -> Tensor:

@@ -36,6 +36,7 @@ def _load_native() -> ModuleType | None:
 
 
 _native = _load_native()
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def backend() -> str:
@@ -62,9 +63,9 @@ def minmax_rows(x: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
-    """``clamp(round(x/s) + z)`` for each row of float32 ``[R, C]``; see the reference."""
+    """``clamp(round(x/s) + z)`` for each row of ``[R, C]``; see the reference."""
     x = x.detach()
-    if _native is None or not _fits(x, scale, zero_point) or x.dtype != torch.float32 or x.numel() == 0:
+    if _native is None or not _fits(x, scale, zero_point) or x.dtype not in _FLOATS or x.numel() == 0:
         return reference.quantize_rows(x, scale, zero_point, qmin, qmax)
     dtype = reference.code_dtype(qmin, qmax)
     if dtype == torch.int32:
@@ -117,6 +118,55 @@ def mse_search_rows(x: Tensor, candidates: Tensor, spec: QSpec) -> tuple[Tensor,
     lo, hi = torch.empty(x.shape[0]), torch.empty(x.shape[0])
     _native.mse_search_rows(x, candidates, spec.symmetric, qmin, qmax, lo, hi)
     return lo, hi
+
+
+def refine_clip_rows(
+    x: Tensor, moves: Tensor, rounds: int, worth_another: float, spec: QSpec, lo: Tensor, hi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Better ends ``lo [R]``, ``hi [R]`` of the clips of the rows of ``[R, C]``; see the reference."""
+    x = x.detach().to(torch.float32).contiguous()
+    qmin, qmax = int(spec.qmin), int(spec.qmax)
+    if _native is None or not _fits(x, moves, lo, hi) or x.numel() == 0:
+        return reference.refine_clip_rows(x, moves, rounds, worth_another, qmin, qmax, lo, hi)
+    lo, hi = lo.clone(), hi.clone()
+    _native.refine_clip_rows(x, moves, rounds, worth_another, qmin, qmax, lo, hi)
+    return lo, hi
+
+
+def minmax_quantize_rows(x: Tensor, spec: QSpec, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, packed to ``bits``, scales and zero points of the rows of ``[R, C]`` over their own ranges.
+
+    Args:
+        x: Floating ``[R, C]``.
+        spec: An integer spec of at most 8 bits; its granularity is not used.
+        bits: Width of a packed code, 8 for one byte a code.
+
+    Returns:
+        The stream of codes uint8, scales float32 ``[R]``, and zero points int32 ``[R]`` or None.
+
+    Raises:
+        FewbitError: A value is NaN or infinite, or a scale does not fit.
+    """
+    x = x.detach()
+    if _native is None or not _fits(x) or x.dtype not in _FLOATS or x.numel() == 0:
+        return reference.minmax_quantize_rows(x, spec, bits)
+    rows = x.shape[0]
+    out, scale = torch.empty(packing.packed_size(x.numel(), bits), dtype=torch.uint8), torch.empty(rows)
+    zero_point = None if spec.symmetric else torch.empty(rows, dtype=torch.int32)
+    done = _native.minmax_quantize_rows(
+        x, int(spec.qmin), int(spec.qmax), spec.scale_type, bits, scale, zero_point, out
+    )
+    return (out, scale, zero_point) if done else reference.minmax_quantize_rows(x, spec, bits)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """The packed stream of codes of one or two bytes each, see :mod:`fewbit.numbers.packing`."""
+    flat = codes.contiguous().reshape(-1)
+    if _native is None or not _fits(flat) or bits > 8 or flat.dtype not in (torch.int8, torch.uint8):
+        return reference.pack(codes, bits)
+    out = torch.empty(packing.packed_size(flat.numel(), bits), dtype=torch.uint8)
+    _native.pack(flat, bits, out)
+    return out
 
 
 def unpack(data: Tensor, bits: int, count: int, signed: bool) -> Tensor:

@@ -7,12 +7,15 @@ Integers are computed in int64, so that nothing can overflow or saturate before 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fewbit.errors import FewbitError
-from fewbit.numbers import packing
+from fewbit.numbers import affine, packing
+from fewbit.numbers.granularity import PerChannel
+from fewbit.numbers.spec import QSpec
 
 _INT32 = torch.iinfo(torch.int32)
 
@@ -185,6 +188,79 @@ def mse_search_rows(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, q
         best = torch.where(better, error, best)
         best_low, best_high = torch.where(better, clip_low, best_low), torch.where(better, clip_high, best_high)
     return best_low, best_high
+
+
+def refine_clip_rows(
+    x: Tensor, moves: Tensor, rounds: int, worth_another: float, qmin: int, qmax: int, lo: Tensor, hi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move the two ends of each row's clip, each by itself, for as long as the squared error falls.
+
+    Args:
+        x: float32 ``[R, C]``.
+        moves: Factors to try on an end; it stays within the row's range widened to hold 0.
+        rounds: Most rounds; a round moves the lower end, then the upper.
+        worth_another: A row goes on after its error fell below this fraction of what it was before the round.
+        qmin: Smallest code.
+        qmax: Largest code.
+        lo: Lower ends ``[R]`` to begin with, at most 0.
+        hi: Upper ends ``[R]``, at least 0.
+
+    Returns:
+        The ends ``lo [R]`` and ``hi [R]``.
+    """
+    low, high = minmax_rows(x).unbind(1)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    least, active = _clip_errors(x, lo, hi, qmin, qmax), torch.ones_like(lo, dtype=torch.bool)
+    for _ in range(rounds):
+        before = least
+        for lower in (True, False):
+            from_lo, from_hi = lo, hi
+            for move in moves.tolist():
+                to_lo = torch.maximum(from_lo * move, low) if lower else from_lo
+                to_hi = from_hi if lower else torch.minimum(from_hi * move, high)
+                errors = _clip_errors(x, to_lo, to_hi, qmin, qmax)
+                better = (errors < least) & active
+                least = torch.where(better, errors, least)
+                lo, hi = torch.where(better, to_lo, lo), torch.where(better, to_hi, hi)
+        active = active & (least < worth_another * before)
+    return lo, hi
+
+
+def _clip_errors(x: Tensor, lo: Tensor, hi: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Squared error of each row under its clip, float64; infinite where the scale is no normal number."""
+    scale = (hi - lo) / (qmax - qmin)
+    usable = (scale >= torch.finfo(torch.float32).tiny) & torch.isfinite(scale)
+    step = torch.where(usable, scale, 1.0)[:, None]
+    zero = torch.round(qmin - lo[:, None] / step).clamp(qmin, qmax)
+    codes = (torch.round(x / step) + zero).clamp(qmin, qmax)
+    errors = (step * (codes - zero) - x).to(torch.float64).square().sum(dim=1)
+    return torch.where(usable, errors, math.inf)
+
+
+def minmax_quantize_rows(x: Tensor, spec: QSpec, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Round each row of ``[R, C]`` to nearest over its own range, and pack the codes.
+
+    Args:
+        x: Floating ``[R, C]``.
+        spec: An integer spec of at most 8 bits; its granularity is not used.
+        bits: Width of a packed code, 8 for one byte a code.
+
+    Returns:
+        The stream of codes uint8, scales float32 ``[R]``, and zero points int32 ``[R]`` or None.
+
+    Raises:
+        FewbitError: A value is NaN or infinite, or a scale does not fit.
+    """
+    low, high = minmax_rows(x).unbind(1)
+    scale, zero_point = affine.scale_and_zero_point(low, high, replace(spec, granularity=PerChannel(0)))
+    zero = torch.zeros_like(scale, dtype=torch.int32) if zero_point is None else zero_point
+    codes = quantize_rows(x, scale, zero, int(spec.qmin), int(spec.qmax))
+    return packing.pack(codes.to(spec.format.code_dtype), bits), scale, zero_point
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """A packed stream of codes, see :mod:`fewbit.numbers.packing`."""
+    return packing.pack(codes, bits)
 
 
 def unpack(data: Tensor, bits: int, count: int, signed: bool) -> Tensor:

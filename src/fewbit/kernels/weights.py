@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fewbit.errors import FewbitError
 from fewbit.kernels import dispatch
-from fewbit.numbers import packing
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
@@ -42,10 +41,10 @@ class PackedMatrix:
         """
         if len(t.shape) != 2:
             raise FewbitError(f"a weight is packed as a matrix, not with shape {t.shape}")
-        codes = t.codes if t.spec.format.code_dtype.is_floating_point else packing.pack(t.codes, t.spec.bits)
+        codes = t.codes if t.spec.format.code_dtype.is_floating_point else dispatch.pack(t.codes, t.spec.bits)
         zero_point = t.zero_point
         if zero_point is not None and t.spec.format.is_integer:
-            zero_point = packing.pack(zero_point.to(t.spec.format.code_dtype), t.spec.bits)
+            zero_point = dispatch.pack(zero_point.to(t.spec.format.code_dtype), t.spec.bits)
         return cls(codes, t.scale.to(t.spec.scale_dtype), zero_point, t.spec, (t.shape[0], t.shape[1]))
 
     def unpack(self) -> QTensor:
