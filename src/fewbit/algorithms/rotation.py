@@ -25,7 +25,8 @@ def rotation(size: int) -> Tensor:
     if matrix is None:
         normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
         q, r = torch.linalg.qr(normal)
-        return q * r.diagonal().sign()
+        turned: Tensor = q * r.diagonal().sign()
+        return turned
     signs = torch.randint(0, 2, (size,), generator=generator).to(torch.float64) * 2 - 1
     return matrix * signs / math.sqrt(size)
 

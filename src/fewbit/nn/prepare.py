@@ -41,34 +41,42 @@ def split_name(algorithm: str) -> tuple[list[str], str]:
     return steps, rounding
 
 
-def needs_two_passes(steps: list[str]) -> bool:
-    """Whether the data is gone through once more before the statistics are collected."""
+def rotate_first(model: nn.Module, steps: list[str]) -> list[str]:
+    """Rotate the model if that is wanted, in place, before layers are planned: it may untie weights.
+
+    Returns:
+        Notes for the user.
+    """
+    return rotate(model) if "rotation" in steps else []
+
+
+def scales_wanted(steps: list[str]) -> bool:
+    """Whether :func:`scale` has something to do, for which the data is gone through once more."""
     return any(name in _SCALES for name in steps)
 
 
-def prepare(
+def scale(
     model: nn.Module,
     steps: list[str],
     plans: Iterable[LayerPlan],
     batches: Iterable[Any] | None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Run the steps on the float model, in place.
+    """Run the steps that move scales between layers, in place.
 
     Args:
-        model: Its outputs stay.
+        model: In float; its outputs stay.
         steps: From :func:`split_name`.
         plans: What will be quantized.
-        batches: Calibration data, for ``awq`` and ``smoothquant``.
+        batches: Calibration data.
         progress: Called with (stage, steps done, steps in all).
 
     Returns:
         Notes for the user.
 
     Raises:
-        FewbitError: A step needs data and there is none.
+        FewbitError: There is no data.
     """
-    notes: list[str] = []
-    for name in steps:
-        notes += rotate(model) if name == "rotation" else scale_model(model, plans, _SCALES[name], batches, progress)
-    return notes
+    plans = list(plans)
+    wanted = [_SCALES[name] for name in steps if name in _SCALES]
+    return [note for algorithm in wanted for note in scale_model(model, plans, algorithm, batches, progress)]
