@@ -41,6 +41,34 @@ inline constexpr int64_t kMaxBins = 1 << 22;
 /// Sub-histograms that share the counting (csrc/histogram.h); scratch holds this many times the bins.
 inline constexpr int64_t kSubHistograms = 4;
 
+/// Rows whose codes are rounded one column after another (csrc/gptq.h); all arrays are C-contiguous.
+struct PlaneProblem {
+  const float* weight;  // [rows][cols]
+  const float* carry;   // [rows][cols], what earlier columns left
+  const float* factor;  // [cols][cols], upper triangular, with a diagonal above 0
+  const float* scale;   // [rows][candidates], or [rows][cols] if by_column
+  const float* zero;    // like scale, whole numbers
+  int64_t rows, cols, candidates;
+  bool by_column;  // then candidates is 1
+  float qmin, qmax;
+  int32_t* codes;  // [rows][cols] of the best candidate
+  float* change;   // [rows][cols], weight - scale * (code - zero)
+  float* error;    // [rows]
+  int32_t* best;   // [rows]
+};
+
+/// Rows whose codes move one step or more wherever that lowers the error (csrc/gptq.h).
+struct DescentProblem {
+  const float* gram;   // [cols][cols], symmetric
+  const float* scale;  // [rows][groups]
+  const float* zero;   // [rows][groups], whole numbers
+  int64_t cols, group;
+  float qmin, qmax;
+  int32_t sweeps;
+  int32_t* codes;   // [rows][cols]
+  float* gradient;  // [rows][cols], change times gram
+};
+
 struct Kernels {
   const char* isa;
   void (*minmax_rows)(const void* x, Float kind, Shape shape, float* out);
@@ -59,6 +87,11 @@ struct Kernels {
                            float worth_another, Bounds bounds, float* lo, float* hi);
   void (*pack)(const uint8_t* codes, int64_t count, int bits, uint8_t* out);
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
+  /// The error of every candidate, [rows][candidates], as if no column made up for another.
+  void (*weigh)(const PlaneProblem& problem, int64_t first, int64_t count);
+  /// Rows `first` to `first + count - 1`; scratch holds 3 * 16 * cols values.
+  void (*nearest_plane)(const PlaneProblem& problem, int64_t first, int64_t count, float* scratch);
+  void (*descend)(const DescentProblem& problem, int64_t first, int64_t count);
 };
 
 /// Names of the instruction sets that are compiled in and that this processor runs, best first.

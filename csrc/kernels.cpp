@@ -7,6 +7,7 @@
 // library: such a template compiled here for AVX-512 would have a name the linker may share with the portable
 // copy, and an old processor would then meet an instruction it does not know.
 #include "dispatch.h"
+#include "gptq.h"
 #include "histogram.h"
 #include "minmax.h"
 #include "minmax_quantize.h"
@@ -25,7 +26,8 @@ extern const Kernels kernels;  // declared first: a const is otherwise private t
 const Kernels kernels = {
     FEWBIT_TEXT(FEWBIT_ISA), minmax_rows,    quantize_rows,   quantize_rows_dynamic,
     dequantize_rows,         histogram_rows, mse_search_rows, minmax_quantize_rows,
-    refine_clip_rows,        pack,           unpack,
+    refine_clip_rows,        pack,           unpack,          weigh,
+    nearest_plane,           descend,
 };
 
 }  // namespace fewbit::FEWBIT_ISA

@@ -18,6 +18,7 @@
 #include "arrays.h"
 #include "cpu.h"
 #include "dispatch.h"
+#include "gptq_module.h"
 #include "passes.h"
 #include "threads.h"
 
@@ -222,4 +223,5 @@ NB_MODULE(_native, m) {
         "qmin"_a, "qmax"_a, "lo"_a, "hi"_a);
   m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);
   m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
+  fewbit::gptq_module(m, fewbit::active);
 }

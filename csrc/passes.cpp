@@ -147,4 +147,28 @@ void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, b
             });
 }
 
+void weigh(const Kernels& with, const PlaneProblem& problem) {
+  for_rows({problem.rows, problem.cols}, kSearch,
+           [&](int64_t first, int64_t rows, int) { with.weigh(problem, first, rows); });
+}
+
+void nearest_plane(const Kernels& with, const PlaneProblem& problem) {
+  constexpr int64_t kTile = 16;  // problems side by side
+  const int64_t most = threads(), each = 3 * kTile * problem.cols;
+  std::vector<float> scratch(static_cast<size_t>(most * each));
+  const int64_t cost = std::max<int64_t>(1, problem.cols * problem.cols * problem.candidates / 2);
+  const int64_t rows = std::max<int64_t>(kTile, (int64_t{1} << 18) / cost / kTile * kTile);
+  parallel_for((problem.rows + rows - 1) / rows,
+               [&](int64_t piece, int slot) {
+                 const int64_t first = piece * rows;
+                 with.nearest_plane(problem, first, std::min(rows, problem.rows - first),
+                                    scratch.data() + slot * each);
+               },
+               static_cast<int>(most));
+}
+
+void descend(const Kernels& with, const DescentProblem& problem, int64_t rows) {
+  parallel_for(rows, [&](int64_t row, int) { with.descend(problem, row, 1); });
+}
+
 }  // namespace fewbit::passes

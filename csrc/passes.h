@@ -29,5 +29,8 @@ void refine_clip_rows(const Kernels& with, const float* x, Shape shape, const fl
                       int rounds, float worth_another, Bounds bounds, float* lo, float* hi);
 void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, uint8_t* out);
 void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
+void weigh(const Kernels& with, const PlaneProblem& problem);
+void nearest_plane(const Kernels& with, const PlaneProblem& problem);
+void descend(const Kernels& with, const DescentProblem& problem, int64_t rows);
 
 }  // namespace fewbit::passes

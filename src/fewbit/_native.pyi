@@ -171,6 +171,86 @@ def pack(codes: Array, bits: int, out: Array) -> None:
         out: uint8 [ceil(n * bits / 8)].
     """
 
+def weigh(
+    weight: Array, carry: Array, factor: Array, scale: Array, zero: Array, qmin: int, qmax: int, error: Array
+) -> None:
+    """The error of each row under each candidate, as if no column made up for another.
+
+    With ``wanted = weight_j + carry_j / factor_jj`` it is the sum of the squares of
+    ``(wanted - scale * round(wanted / scale)) * factor_jj``, codes within bounds, in float32 and in this order.
+
+    Args:
+        weight: float32 [R, C].
+        carry: float32 [R, C].
+        factor: float32 [C, C]; its diagonal is above 0.
+        scale: float32 [R, T], positive.
+        zero: float32 [R, T], whole numbers within ±2^20.
+        qmin: Smallest code.
+        qmax: Largest code.
+        error: float32 [R, T], receives the errors.
+    """
+
+def nearest_plane(
+    weight: Array,
+    carry: Array,
+    factor: Array,
+    scale: Array,
+    zero: Array,
+    by_column: bool,
+    qmin: int,
+    qmax: int,
+    codes: Array,
+    change: Array,
+    error: Array,
+    best: Array,
+) -> None:
+    """Codes of each row, one column after another, each making up for the ones before.
+
+    For column j: ``wanted = weight_j + carry_j / factor_jj``, the code is the nearest to ``wanted / scale + zero``
+    within bounds, ``change_j = weight_j - scale * (code - zero)``, and ``change_j * factor_jk`` is added to ``carry_k``
+    of every column k > j. The error is the sum of the squares of ``carry_j + change_j * factor_jj``. Everything is in
+    float32, in this order; of a row's candidates the first with the least error is taken.
+
+    Args:
+        weight: float32 [R, C].
+        carry: float32 [R, C].
+        factor: float32 [C, C], upper triangular; its diagonal is above 0.
+        scale: float32 [R, T], positive; [R, C] if ``by_column``.
+        zero: float32 of the scale's shape, whole numbers within ±2^20.
+        by_column: Whether there is a scale for each column instead of T candidates.
+        qmin: Smallest code.
+        qmax: Largest code.
+        codes: int32 [R, C], receives the codes.
+        change: float32 [R, C], receives the change.
+        error: float32 [R], receives the error.
+        best: int32 [R], receives which candidate was taken.
+    """
+
+def descend(
+    gram: Array,
+    scale: Array,
+    zero: Array,
+    group: int,
+    qmin: int,
+    qmax: int,
+    sweeps: int,
+    codes: Array,
+    gradient: Array,
+) -> None:
+    """Move codes, one column after another, where that lowers the row's error ``d G dᵀ``.
+
+    Args:
+        gram: float32 [C, C], symmetric.
+        scale: float32 [R, ceil(C / group)], positive.
+        zero: float32 of the scale's shape, whole numbers within ±2^20.
+        group: Columns of one scale.
+        qmin: Smallest code.
+        qmax: Largest code.
+        sweeps: At most so many; a row whose sweep changes nothing is done.
+        codes: int32 [R, C], changed in place.
+        gradient: float32 [R, C], ``d G`` with ``d = w - scale * (code - zero)``; changed in place.
+    """
+
 def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
     """One code a byte: code i is the bits from ``i * bits`` on of a little-endian stream, lowest bit first.
 

@@ -43,6 +43,13 @@ def test_leading_dimensions_are_rows_and_half_precision_is_widened() -> None:
     assert torch.equal(gram_of(x).matrix, gram_of(x.float().reshape(-1, 4)).matrix)
 
 
+def test_autocast_does_not_reach_it() -> None:
+    x = torch.randn(50, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = gram_of(x).matrix
+    assert torch.equal(inside, gram_of(x).matrix)
+
+
 def test_merging_is_updating_with_both() -> None:
     a, b = torch.randn(7, 4), torch.randn(9, 4)
     merged = gram_of(a).merge(gram_of(b))

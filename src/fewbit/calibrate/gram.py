@@ -59,8 +59,9 @@ class Gram:
             raise FewbitError(f"{self.name} got an input that holds NaN or infinity; look at the calibration data")
         self._abs += absolute
         self._sums += rows.sum(dim=0, dtype=torch.float64)
-        for part in torch.split(rows, _ROWS):
-            self._products += part.T @ part
+        with torch.autocast(rows.device.type, enabled=False):  # the model may run under one; G must stay exact
+            for part in torch.split(rows, _ROWS):
+                self._products += part.T @ part
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> Self:

@@ -52,6 +52,11 @@ def _fits(*tensors: Tensor) -> bool:
     return True
 
 
+def native_for(*tensors: Tensor) -> ModuleType | None:
+    """The compiled kernels, ready to run, if they take these tensors: contiguous and on the CPU."""
+    return _native if _fits(*tensors) else None
+
+
 def minmax_rows(x: Tensor) -> Tensor:
     """Smallest and largest value of each row of ``[R, C]``: float32 ``[R, 2]``, NaN for a row that holds one."""
     x = x.detach()

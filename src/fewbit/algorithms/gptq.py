@@ -1,0 +1,178 @@
+"""GPTQ: each column is rounded so that it makes up for what rounding the columns before it did to the output.
+
+Source: arXiv 2210.17323, with activation order; in the form of arXiv 2507.18553, which needs one Cholesky factor and
+no inverse. Beyond the paper: the scale of each group is searched in the loop, by what the group leaves of the output
+error (arXiv 2210.17323 takes the min-max range); codes are improved by coordinate descent afterwards (arXiv
+2309.01885); and a row that rounding to nearest serves better is rounded to nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbit import algorithms
+from fewbit.algorithms import _lattice, rtn
+from fewbit.algorithms._lattice import Rounded
+from fewbit.calibrate.gram import Statistics
+from fewbit.errors import FewbitError
+from fewbit.numbers import affine
+from fewbit.numbers.granularity import PerTensor
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec
+
+NEEDS: tuple[str, ...] = ("gram",)
+_ORDERS = ("activation", "given")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How codes are found.
+
+    Attributes:
+        order: ``"activation"``: columns with the largest inputs first; ``"given"``: as they stand.
+        static_groups: Scales are chosen before any column is rounded, and activation order goes across groups. Else
+            a group's scale follows what the groups before it left, and activation order goes by groups and within them.
+        damping: Added to the diagonal of G, in units of its mean; more when G is close to singular.
+        block: Columns whose updates are applied at once, where scales are static.
+        clips: Shares of a range that are tried for each of its ends.
+        finalists: Scales of a group that are tried in full.
+        sweeps: Of coordinate descent at the end.
+    """
+
+    order: str = "activation"
+    static_groups: bool = False
+    damping: float = 0.01
+    block: int = 128
+    clips: int = 7
+    finalists: int = 4
+    sweeps: int = 8
+
+
+def quantize_weight(
+    weight: Tensor,
+    spec: QSpec,
+    options: Options | None = None,
+    name: str = "weight",
+    statistics: Statistics | None = None,
+) -> QTensor:
+    """Quantize a matrix ``[out, K]`` by the Gram matrix of its input.
+
+    Args:
+        weight: Floating matrix.
+        spec: Any format; per tensor, channel (axis 0) or group.
+        options: See :class:`Options`.
+        name: Named in errors.
+        statistics: Of the layer's input.
+
+    Raises:
+        FewbitError: There are no statistics; NaN, infinity or no values; an unknown option.
+    """
+    options = options or Options()
+    _check(weight, spec, options, name)
+    gram = algorithms.required(statistics, "gptq", name).gram.matrix.to(weight.device)
+    shape = (weight.shape[0], weight.shape[1])
+    group = _lattice.group_size(spec, shape[1], name)
+    missing = -shape[1] % group
+    work = torch.nn.functional.pad(weight.detach().to(torch.float32), (0, missing))
+    gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
+    found = _solve(work, gram, spec, group, options, name)
+    single = gram.to(torch.float32).contiguous()
+    if spec.format.is_integer and options.sweeps > 0:
+        damped = single.clone()
+        damped.diagonal().add_(options.damping * single.diagonal().mean())
+        found = _lattice.descend(found, found.change @ damped, damped, spec, group, options.sweeps)
+    return _no_worse_than_nearest(found, work, single, spec, shape, name)
+
+
+def _check(weight: Tensor, spec: QSpec, options: Options, name: str) -> None:
+    affine.check_finite(weight, name)
+    if weight.dim() != 2:
+        raise FewbitError(f"{name} has shape {tuple(weight.shape)}; gptq quantizes matrices")
+    if options.order not in _ORDERS:
+        raise FewbitError(f"gptq knows the orders {' and '.join(_ORDERS)}, not {options.order!r}")
+    if options.clips < 1 or options.finalists < 1 or options.block < 1 or not options.damping >= 0:
+        raise FewbitError("gptq's clips, finalists and block are 1 or more, and its damping is not negative")
+
+
+def _solve(work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options, name: str) -> Rounded:
+    """Codes in the columns' own order."""
+    static = options.static_groups or group == work.shape[1]
+    order = "given" if options.order == "given" else ("columns" if static else "groups")
+    columns = _lattice.column_order(gram.diagonal(), group, order)
+    ordered = gram if order == "given" else gram[columns][:, columns]
+    factor, moved = _lattice.factorize(ordered, options.damping, name), work[:, columns].contiguous()
+    del ordered
+    if static:
+        found = _static(moved, factor, columns, spec, group, options)
+        scale, zero = found.scale, found.zero
+    else:
+        found = _lattice.round_blocks(moved, factor, spec, group, options.clips, options.finalists)
+        back = (columns[::group] // group).argsort()  # the groups were taken in another order
+        scale, zero = found.scale[:, back].contiguous(), found.zero[:, back].contiguous()
+    back = columns.argsort()
+    return Rounded(found.codes[:, back].contiguous(), scale, zero, found.change[:, back].contiguous())
+
+
+def _static(moved: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
+    """Rounding under scales that were chosen beforehand; rows that are one group try several."""
+    back, rows = columns.argsort(), moved.shape[0]
+    own, importance = moved[:, back], factor.diagonal()[back]
+    whole = group == moved.shape[1]
+    choices: list[list[tuple[Tensor, Tensor]]] = []
+    for start in range(0, moved.shape[1], group):
+        here = slice(start, start + group)
+        block = own[:, here].reshape(1, -1) if isinstance(spec.granularity, PerTensor) else own[:, here].contiguous()
+        weights = importance[here].repeat(block.shape[1] // group)
+        keep = min(options.finalists, 3) if whole and rows > 1 else 1
+        choices.append(_lattice.weighted_scales(block, weights, spec, options.clips, keep))
+    best: Rounded | None = None
+    for turn in range(len(choices[0])):
+        scale, zero = (torch.stack([each[turn][i] for each in choices], dim=1).expand(rows, -1) for i in (0, 1))
+        found = _lattice.round_columns(moved, factor, spec, scale, zero, columns // group, options.block)
+        best = found if best is None else _better(best, found, factor, isinstance(spec.granularity, PerTensor))
+    assert best is not None
+    return best
+
+
+def _better(one: Rounded, other: Rounded, factor: Tensor, whole: bool) -> Rounded:
+    """Row by row (or, with one scale for all, as a whole) the one with the smaller error."""
+    errors = [(each.change @ factor).square().sum(dim=1) for each in (one, other)]
+    if whole:
+        return other if errors[1].sum() < errors[0].sum() else one
+    return _choose(errors[1] < errors[0], other, one)
+
+
+def _choose(rows: Tensor, one: Rounded, other: Rounded) -> Rounded:
+    """``one`` in the rows that are marked, ``other`` elsewhere."""
+    mark = rows[:, None]
+    fields = ("codes", "scale", "zero", "change")
+    return Rounded(*(torch.where(mark, getattr(one, f), getattr(other, f)) for f in fields))
+
+
+def _no_worse_than_nearest(
+    found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, shape: tuple[int, int], name: str
+) -> QTensor:
+    """The solution; rounded to nearest in the rows (or, with one scale for all, the tensor) where that is better."""
+    whole = isinstance(spec.granularity, PerTensor)
+    error = ((found.change @ gram) * found.change).sum(dim=1)
+    for calibrator in ("minmax", "mse"):
+        nearest = _as_rounded(rtn.quantize_weight(work, spec, rtn.Options(calibrator), name), work, found)
+        other = ((nearest.change @ gram) * nearest.change).sum(dim=1)
+        better = (other.sum() < error.sum()).expand(shape[0]) if whole else other < error
+        if bool(better.any()):
+            found, error = _choose(better, nearest, found), torch.where(better, other, error)
+    return _lattice.to_qtensor(found, spec, shape)
+
+
+def _as_rounded(t: QTensor, weight: Tensor, like: Rounded) -> Rounded:
+    values = t.codes if t.spec.format.is_integer else t.spec.format.decode(t.codes)
+    groups = like.scale.shape[1]
+    scale, zero = (
+        (torch.zeros_like(t.scale) if part is None else part).to(torch.float32).reshape(-1, groups)
+        for part in (t.scale, t.zero_point)
+    )
+    rows = weight.shape[0]
+    return Rounded(values.to(like.codes.dtype), scale.expand(rows, -1), zero.expand(rows, -1), weight - t.dequantize())
