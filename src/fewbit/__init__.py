@@ -13,7 +13,9 @@ __all__ = [
     "QTensor",
     "Recipe",
     "compare",
+    "convert",
     "load",
+    "prepare_qat",
     "quantize",
     "quantize_tensor",
     "save",
@@ -26,7 +28,9 @@ _HOMES = {
     "QTensor": "fewbit.numbers.qtensor",
     "Recipe": "fewbit.recipe",
     "compare": "fewbit.report.comparison",
+    "convert": "fewbit.train",
     "load": "fewbit.formats",
+    "prepare_qat": "fewbit.train",
     "quantize": "fewbit.pipeline",
     "quantize_tensor": "fewbit.pipeline",
     "save": "fewbit.formats",
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from fewbit.pipeline import quantize, quantize_tensor
     from fewbit.recipe import Recipe
     from fewbit.report.comparison import compare
+    from fewbit.train import convert, prepare_qat
 
 
 def __getattr__(name: str) -> Any:

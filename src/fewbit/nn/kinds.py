@@ -32,16 +32,21 @@ def kind(module: nn.Module) -> str | None:
         for base in (*_CONVS, nn.ConvTranspose2d):
             if isinstance(module, base):
                 return base.__name__
-        if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        if any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__):
             return "Conv1D"
     return None
 
 
 def has_own_forward(module: nn.Module) -> bool:
     """Whether a subclass computes something else than its torch base class."""
+    return class_has_own_forward(type(module))
+
+
+def class_has_own_forward(layer: type[nn.Module]) -> bool:
+    """:func:`has_own_forward` of a class."""
     bases: tuple[type[Any], ...] = (nn.Linear, nn.Embedding, *_CONVS, nn.ConvTranspose2d)
-    base = next((base for base in bases if isinstance(module, base)), None)
-    return base is not None and type(module).forward is not base.forward
+    base = next((base for base in bases if issubclass(layer, base)), None)
+    return base is not None and layer.forward is not base.forward
 
 
 def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -54,28 +59,37 @@ def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """The float weight as float32 ``[out, K]``: one row an output channel, the input channels and kernel behind.
+    """The float weight as float32 ``[out, K]``: one row an output channel, the input channels and kernel behind."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return as_matrix(module, weight.detach().to(torch.float32)).contiguous()
+
+
+def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
+    """A tensor in the layout of the module's weight as ``[out, K]``; gradients pass.
 
     A transposed convolution becomes the equivalent convolution of the input with zeros between its values: channels
     swapped, kernel flipped.
     """
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach().to(torch.float32)
     if kind(module) == "Conv1D":
-        return weight.t().contiguous()
+        return weight.t()
     if isinstance(module, nn.ConvTranspose2d):
         by_group = weight.reshape(module.groups, -1, *weight.shape[1:])
         weight = by_group.transpose(1, 2).flatten(0, 1).flip(-1, -2)
-    return weight.reshape(weight.shape[0], -1).contiguous()
+    return weight.reshape(weight.shape[0], -1)
 
 
-def weight_matrix_shape(module: nn.Module) -> tuple[int, int]:
-    """The shape of a linear's :func:`weight_matrix`, also on the meta device."""
+def from_matrix(module: nn.Module, matrix: Tensor) -> Tensor:
+    """The inverse of :func:`as_matrix`: ``[out, K]`` in the layout of the module's weight."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    rows, columns = weight.shape[0], weight.numel() // weight.shape[0]
-    return (columns, rows) if kind(module) == "Conv1D" else (rows, columns)
+    if kind(module) == "Conv1D":
+        return matrix.t()
+    if isinstance(module, nn.ConvTranspose2d):
+        groups, (inputs, outputs, *kernel) = module.groups, weight.shape
+        by_group = matrix.reshape(groups, outputs, inputs // groups, *kernel)
+        return by_group.transpose(1, 2).flip(-1, -2).reshape(weight.shape)
+    return matrix.reshape(weight.shape)
 
 
 def matrix_key(module: nn.Module) -> tuple[object, ...]:

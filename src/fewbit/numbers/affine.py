@@ -62,7 +62,7 @@ def scale_and_zero_point(
     """
     spec = as_spec(spec)
     lo, hi = lo.to(torch.float64), hi.to(torch.float64)
-    if not bool((torch.isfinite(lo) & torch.isfinite(hi) & (lo <= hi)).all()):
+    if _checking() and not bool((torch.isfinite(lo) & torch.isfinite(hi) & (lo <= hi)).all()):
         raise FewbitError(f"{name} has a range that is not finite or not in order")
     if spec.symmetric:
         amax = torch.maximum(lo.abs(), hi.abs())
@@ -75,8 +75,15 @@ def scale_and_zero_point(
     return scale, zero_point.to(torch.int32 if spec.format.is_integer else torch.float32)
 
 
+def _checking() -> bool:
+    """Whether values are looked at; a traced graph cannot branch on them."""
+    return not torch.compiler.is_compiling()
+
+
 def _checked_scale(scale: Tensor, width: Tensor, name: str) -> Tensor:
     rounded = torch.where(width > 0, scale, 1.0).to(torch.float32)
+    if not _checking():
+        return rounded.clamp(min=_SMALLEST_NORMAL)
     if bool((rounded < _SMALLEST_NORMAL).any()):
         raise FewbitError(f"{name} is so small that its scale would be subnormal; multiply it by a constant first")
     if not bool(torch.isfinite(rounded).all()):

@@ -1,0 +1,74 @@
+"""Batch norm folded while it trains: fold, correct, freeze (arXiv 1712.05877, section 3.2; arXiv 1806.08342, section
+3.2.2).
+
+Deployed, the layer's weight is ``W·γ/σ``, so training has to quantize that product. σ of a single batch would make the
+quantized weight jitter; so the fold uses the running σ. **Fold**: the product is computed with ``Q(W·γ/σ)``.
+**Correct**: it is divided by ``γ/σ`` again, and batch norm with the batch's own statistics follows, which is what
+training needs. **Freeze**: after enough steps the running statistics are used as they are, the bias becomes
+``β + (b − μ)·γ/σ``, and training sees exactly what will be deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SMALLEST_FACTOR = 1e-4  # a γ of 0 would hide the weight from training
+
+
+class FoldedNorm(nn.Module):
+    """Wraps the batch norm that stood behind a layer.
+
+    Attributes:
+        norm: The user's own module: γ, β, running statistics.
+        frozen: The running statistics are used and no longer change.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm: Any = norm
+        self.frozen = False
+
+    def forward(self, bias: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """The normalized output of a layer.
+
+        Args:
+            bias: The layer's own ``[out]``, or None.
+            product: Computes the layer with its weight times a factor ``[out]``, without bias.
+        """
+        factor, shift = self._factor(bias)
+        if self.frozen or not self.norm.training:
+            result = product(factor)
+            return result + _by_channel(shift, result)
+        factor = factor.detach()
+        factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
+        result = product(factor)
+        result = result * _by_channel(factor.reciprocal(), result)
+        result = result if bias is None else result + _by_channel(bias, result)
+        normalized: Tensor = self.norm(result)
+        return normalized
+
+    def _factor(self, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        norm = self.norm
+        factor = (norm.running_var + norm.eps).rsqrt()
+        factor = factor if norm.weight is None else factor * norm.weight
+        shift = -norm.running_mean if bias is None else bias - norm.running_mean
+        shift = shift * factor if norm.bias is None else shift * factor + norm.bias
+        return factor, shift
+
+    @torch.no_grad()
+    def folded(self, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``γ/σ`` and ``β + (b − μ)·γ/σ``, float64 ``[out]``, as :func:`fewbit.nn.fold.fold_batch_norm` has them."""
+        norm = self.norm
+        factor = (norm.running_var.double() + norm.eps).rsqrt()
+        factor = factor if norm.weight is None else factor * norm.weight.double()
+        shift = (0.0 if bias is None else bias.double()) - norm.running_mean.double()
+        shift = shift * factor
+        return factor, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _by_channel(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype).reshape(-1, *[1] * (like.dim() - 2))
