@@ -50,6 +50,15 @@ def test_a_quantized_model_finds_the_tokenizer_of_its_float_model(command: Comma
         assert done.document["kl"] is None or done.document["kl"] > 1e-4
 
 
+def test_a_quantized_cache_is_measured(command: Command, llama: str) -> None:
+    arguments = ("evaluate", llama, "--perplexity", "text.txt", "--tokens", "40", "--against", llama, "--json")
+    exact, near, far = (command(*arguments, "--kv", kv).document for kv in ("float", "int8-g8-w8", "int2-g8-w8"))
+    assert exact["kv"] == "float"
+    assert near["kv"].startswith("int8: keys per token and head")
+    assert exact["kl"] < near["kl"] < far["kl"]
+    assert near["perplexity"] == pytest.approx(exact["perplexity"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -58,6 +67,7 @@ def test_a_quantized_model_finds_the_tokenizer_of_its_float_model(command: Comma
         (("llama", "--perplexity", "nothing.txt"), "nothing.txt cannot be read"),
         (("llama", "--perplexity", "pictures.npy"), "UTF-8"),
         (("llama", "--perplexity", "text.txt", "--tokens", "8", "--stride", "9"), "stride"),
+        (("llama", "--perplexity", "text.txt", "--kv", "int9"), "2, 3, 4 or 8 bits"),
         (("llama",), "--perplexity"),
     ],
 )

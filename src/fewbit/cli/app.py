@@ -179,6 +179,7 @@ def demo(
 
 
 app.command()(language.evaluate)
+app.command()(language.generate)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,10 @@ from fewbit.cli.session import Session
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
+    from torch import Tensor, nn
 
     from fewbit.sources import LoadedModel
 
@@ -26,6 +29,7 @@ class Question:
     stride: int | None
     windows: int | None
     bos: bool | None
+    kv: str | None
     tokenizer: Path | None
 
 
@@ -36,6 +40,7 @@ def run_evaluate(session: Session, question: Question) -> None:
         FewbitError: A model, the text or the tokenizer cannot be used.
     """
     text = read_text(question.text)
+    cached = _cached(question.kv)
     from fewbit.evaluate.perplexity import perplexity, text_windows
     from fewbit.sources import load_model
 
@@ -55,9 +60,31 @@ def run_evaluate(session: Session, question: Question) -> None:
         name=str(question.text),
     )
     reference = None if against is None else against.model
-    found = perplexity(loaded.model, windows, against=reference, progress=session.progress)
+    logits = None if cached is None else cached[0]
+    found = perplexity(loaded.model, windows, against=reference, logits=logits, progress=session.progress)
     named = {"source": question.source, "text": str(question.text), "against": question.against}
-    session.result({**named, **found.to_dict(), "notes": list(loaded.notes)}, *_shown(found, loaded))
+    kv = "float" if cached is None else cached[1]
+    document = {**named, "kv": kv, **found.to_dict(), "notes": list(loaded.notes)}
+    session.result(document, *_shown(found, loaded, kv))
+
+
+def _cached(kv: str | None) -> tuple[Callable[[nn.Module, Tensor], Tensor], str] | None:
+    """How to predict through a quantized cache, and how to call it; None for a float cache."""
+    if kv is None or kv == "float":
+        return None
+    from fewbit.generation.kv_options import KVOptions
+
+    options = KVOptions.parse(kv)
+
+    def logits(model: nn.Module, ids: Tensor) -> Tensor:
+        from fewbit.generation.decode import cached_logits
+        from fewbit.generation.kv_cache import quantized_cache
+
+        # No longer than the window, so that every token sees the past as it would one by one.
+        chunk = max(min(options.block, options.window), 1)
+        return cached_logits(model, ids, quantized_cache(model, options), chunk)
+
+    return logits, options.describe()
 
 
 def read_text(path: Path) -> str:
@@ -86,7 +113,7 @@ def find_tokenizer(named: Path | None, *models: LoadedModel | None) -> Any:
     return load_tokenizer(named or found[0])
 
 
-def _shown(found: Any, loaded: LoadedModel) -> list[RenderableType]:
+def _shown(found: Any, loaded: LoadedModel, kv: str) -> list[RenderableType]:
     from rich.markup import escape
 
     from fewbit.report.table import plain_table
@@ -99,4 +126,5 @@ def _shown(found: Any, loaded: LoadedModel) -> list[RenderableType]:
         table.add_row("KL divergence, nats", f"{found.kl:.5f}")
         table.add_row("same top-1 token", percent_text(found.top1))
     cut = f"{found.tokens} tokens scored: {found.windows.describe()}"
-    return [table, cut, *(f"note: {escape(note)}" for note in loaded.notes)]
+    told = [] if kv == "float" else [f"keys and values: {kv}"]
+    return [table, cut, *told, *(f"note: {escape(note)}" for note in loaded.notes)]

@@ -39,12 +39,14 @@ class Session:
 
     Attributes:
         as_json: Whether the result is a JSON document.
+        stdout: The real one, for results that come piece by piece; ``sys.stdout`` goes to stderr meanwhile.
     """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.document: dict[str, Any] | None = None
         self.shown: list[RenderableType] = []
+        self.stdout: TextIO = sys.stdout
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -67,6 +69,12 @@ class Session:
         self.progress(text, 0, 0)
         yield
         self.progress(text, 1, 1)
+
+    def stop_bars(self) -> None:
+        """Take the bars away for good, before a result is written piece by piece."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[None]:

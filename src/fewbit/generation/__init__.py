@@ -1,0 +1,1 @@
+"""Running language models: a quantized cache of keys and values, and generation with speed told."""
