@@ -14,6 +14,7 @@ __all__ = [
     "Recipe",
     "compare",
     "convert",
+    "deploy",
     "load",
     "prepare_qat",
     "quantize",
@@ -29,6 +30,7 @@ _HOMES = {
     "Recipe": "fewbit.recipe",
     "compare": "fewbit.report.comparison",
     "convert": "fewbit.train",
+    "deploy": "fewbit.engines",
     "load": "fewbit.formats",
     "prepare_qat": "fewbit.train",
     "quantize": "fewbit.pipeline",
@@ -37,6 +39,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from fewbit.engines import deploy
     from fewbit.errors import FewbitError
     from fewbit.formats import load, save
     from fewbit.numbers.qtensor import QTensor

@@ -16,6 +16,7 @@ from fewbit import algorithms, calibrate
 from fewbit.algorithms import rtn
 from fewbit.calibrate.collect import Progress, peek
 from fewbit.errors import FewbitError
+from fewbit.integer import Replay, remember
 from fewbit.nn import QuantizationInfo, attach_info, kinds
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs
@@ -60,6 +61,7 @@ def quantize(
     rounding = algorithms.get(algorithm)
     recipe = _with_calibrator(as_recipe(recipe), calibrator)
     first, batches = peek(data)
+    batches = None if batches is None else Replay(batches)
     work = working_copy(model)
 
     folded = fold_checked(work, first)
@@ -79,6 +81,8 @@ def quantize(
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:
         check_outputs(model, result, first)
+    if batches is not None and any(_is_static_conv(plan) for plan in chosen):
+        notes += remember(result, batches, progress)
     return result
 
 
@@ -99,6 +103,13 @@ def quantize_tensor(
         FewbitError: NaN, infinity or no values; an unknown spec or calibrator.
     """
     return rtn.quantize_weight(x, as_spec(spec), rtn.Options(calibrator, options), name)
+
+
+def _is_static_conv(plan: LayerPlan) -> bool:
+    """Whether a network with this layer is worth the trace that whole-network integers need."""
+    scheme = plan.scheme
+    static = scheme is not None and scheme.activations is not None and not scheme.dynamic
+    return static and plan.kind.startswith("Conv") and plan.kind != "Conv1D"
 
 
 def _with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:

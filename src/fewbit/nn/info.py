@@ -20,6 +20,7 @@ class QuantizationInfo:
         notes: Sentences for the user: what was skipped, kept, corrected.
         folded: (layer, batch norm) pairs that became one.
         skipped: Layers left in float, with the reason.
+        between: Quantizers of tensors between layers: name, scale, zero point, smallest and largest code of each.
     """
 
     recipe: dict[str, Any]
@@ -27,6 +28,7 @@ class QuantizationInfo:
     notes: list[str] = field(default_factory=list)
     folded: list[tuple[str, str]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    between: list[list[Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -37,7 +39,8 @@ class QuantizationInfo:
         """The inverse of :meth:`to_dict`."""
         folded = [(str(a), str(b)) for a, b in data["folded"]]
         notes, skipped = [str(n) for n in data["notes"]], {str(k): str(v) for k, v in data["skipped"].items()}
-        return cls(dict(data["recipe"]), str(data["algorithm"]), notes, folded, skipped)
+        between = [list(entry) for entry in data.get("between", [])]
+        return cls(dict(data["recipe"]), str(data["algorithm"]), notes, folded, skipped, between)
 
 
 def attach_info(model: nn.Module, info: QuantizationInfo) -> None:

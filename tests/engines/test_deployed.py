@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fewbit
+from fewbit import engines
+from fewbit.errors import FewbitError
+from fewbit.integer.agreement import agreement
+from integer.samples import KINDS, Residual, pictures, quantized, seeded
+
+INSTALLED = [name for name in engines.names() if engines.get(name).installed()]
+
+
+def test_the_engines_there_are() -> None:
+    assert engines.names() == ["onnxruntime", "openvino", "reference", "torch"]
+    with pytest.raises(FewbitError, match="no engine is called 'tensorrt'"):
+        engines.get("tensorrt")
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_engine_computes_the_same_integers(kind: type[nn.Module], name: str) -> None:
+    deployed = fewbit.deploy(quantized(kind), pictures(), name)
+    rows = agreement(deployed.network, deployed.codes(pictures()))
+    assert max(row.largest for row in rows) <= 1
+    assert sum(row.different for row in rows) <= 0.002 * sum(row.values for row in rows)
+    with torch.no_grad():
+        wanted = quantized(kind)(pictures(4))
+    result = deployed(pictures(4))  # another batch size than the example's
+    assert result.shape == wanted.shape
+    assert float((result - wanted).abs().mean()) < 0.1 * float(wanted.std())
+    assert name in repr(deployed)
+
+
+def test_the_best_engine_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("openvino", "onnxruntime"):
+        monkeypatch.setattr(engines.get(name), "installed", lambda: False)
+    assert fewbit.deploy(quantized(Residual), pictures()).engine == "torch"
+
+
+def test_outputs_have_the_structure_of_the_models() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"sum": F.relu(self.a(x)) + self.b(y), "x": x}
+
+    model = fewbit.quantize(seeded(Two()), "W8A8", [(pictures(), pictures())])
+    deployed = fewbit.deploy(model, (pictures(), pictures()), "torch")
+    found = deployed(pictures(2), y=pictures(2))
+    wanted = model(pictures(2), pictures(2))
+    assert list(found) == list(wanted)
+    assert torch.equal(found["x"], wanted["x"])
+    assert torch.allclose(found["sum"], wanted["sum"], atol=0.1)
+
+
+def test_a_saved_network_runs_elsewhere(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    deployed = fewbit.deploy(quantized(Residual), pictures(), "torch")
+    session = ort.InferenceSession(deployed.save(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: pictures().numpy()})
+    assert torch.allclose(torch.from_numpy(found), deployed(pictures()), atol=0.02)
+
+
+def test_errors() -> None:
+    with pytest.raises(FewbitError, match=r"quantized nn\.Module, not str"):
+        fewbit.deploy("model", pictures())  # type: ignore[arg-type]
+    with pytest.raises(FewbitError, match="static"):
+        fewbit.deploy(seeded(Residual()), pictures(), "torch")
+    with pytest.raises(FewbitError, match="at least 1 thread"):
+        fewbit.deploy(quantized(Residual), pictures(), "torch", threads=0)
+    with pytest.raises(FewbitError, match="example batch"):
+        fewbit.deploy(quantized(Residual), [], "torch")
+    with pytest.raises(FewbitError, match="takes 1 tensors, not 2"):
+        fewbit.deploy(quantized(Residual), pictures(), "torch")(pictures(), pictures())
