@@ -15,11 +15,12 @@ from fewbit.nn.statistics import LayerStatistics
 from fewbit.nn.swap import replace_module
 from fewbit.numbers.qtensor import QTensor
 from fewbit.train.layers import float_layer, quantized_parts, trained_layers
+from fewbit.train.lora import has_lora, merge_lora
 from fewbit.train.schedule import detach_schedule
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """The quantized model that a model of :func:`fewbit.prepare_qat` trained for.
+    """The quantized model that a model of :func:`fewbit.prepare_qat` (or ``add_lora``) trained for.
 
     It has the same modules as the result of :func:`fewbit.quantize`, and its outputs equal those of the trained model
     in evaluation mode to the last bit.
@@ -34,11 +35,22 @@ def convert(model: nn.Module) -> nn.Module:
         FewbitError: The model was not prepared, or a static range never saw data.
     """
     model = _unwrapped(model)
-    if not isinstance(model, nn.Module) or not trained_layers(model):
+    if not isinstance(model, nn.Module) or not (trained_layers(model) or has_lora(model)):
         raise FewbitError("convert takes a model that prepare_qat made; to quantize without training, use quantize")
-    known = next((found for found in map(info, model.modules()) if found is not None), None)
+    known = copy.deepcopy(next((found for found in map(info, model.modules()) if found is not None), None))
     work = copy.deepcopy(model).eval()
+    work, kept = merge_lora(work)
     detach_schedule(work)
+    result = _converted(work)
+    if known is not None:
+        if kept:
+            known.notes.append(f"adapters beside the base stay in float, as their sum has no codes: {', '.join(kept)}")
+        attach_info(result, known)
+    return result.requires_grad_(False)
+
+
+def _converted(work: nn.Module) -> nn.Module:
+    """Every layer in training replaced by its quantized form, in place."""
     plans, weights, inputs = [], {}, {}
     done: dict[tuple[object, ...], tuple[Tensor, QTensor]] = {}
     for name, layer in trained_layers(work).items():
@@ -50,10 +62,7 @@ def convert(model: nn.Module) -> nn.Module:
     for layer in list(trained_layers(work).values()):
         work = replace_module(work, layer, float_layer(layer, hooks=True))
     statistics = {plan.name: LayerStatistics(plan.name, None, False) for plan in plans}
-    result, _ = build_layers(work, plans, weights, inputs, statistics)
-    if known is not None:
-        attach_info(result, known)
-    return result.requires_grad_(False)
+    return build_layers(work, plans, weights, inputs, statistics)[0]
 
 
 def _unwrapped(model: Any) -> Any:

@@ -25,6 +25,7 @@ from fewbit.numbers import affine
 from fewbit.numbers.qtensor import QTensor
 from fewbit.recipe import LayerPlan
 from fewbit.train.dynamic import DynamicFake
+from fewbit.train.fingerprint import fingerprint
 from fewbit.train.forwards import WithWeight, forward_with
 from fewbit.train.gradient import substitute
 from fewbit.train.norm import FoldedNorm
@@ -85,7 +86,7 @@ class TrainedLayer(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _deployed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        state = _fingerprint(self)
+        state = fingerprint([*self.parameters(), *self.buffers(), *self.weight_quantizer.parameters()])
         known = self.__dict__.get("_deployed_as")
         if known is None or known[0] != state:
             known = state, deployed_layer(self)
@@ -194,17 +195,3 @@ def deployed_layer(layer: TrainedLayer) -> nn.Module:
     weight = QuantizedWeight(packed, quantizer, kinds.kernel_shape(layer)).to(matrix.device)
     bias = float_matrix(layer)[1] if layer.plan.kind != "Embedding" else None
     return swap_layer(float_layer(layer, hooks=False), "", weight, bias).eval()
-
-
-def _fingerprint(layer: TrainedLayer) -> tuple[Any, ...]:
-    """Changes when a parameter or a buffer does, even where that leaves its version as it was (``.data``)."""
-    tensors = [*layer.parameters(), *layer.buffers(), *layer.weight_quantizer.parameters()]
-    return tuple((t.data_ptr(), t._version, str(t.device), _digest(t.detach())) for t in tensors)
-
-
-def _digest(x: Tensor) -> tuple[int, ...]:
-    """Sums of the bits by row and by column, each weighted by its place."""
-    rows = x.contiguous().reshape(x.shape[0] if x.dim() > 1 else 1, -1)
-    bits = rows.view(torch.uint8 if x.element_size() % 4 else torch.int32)
-    sums = (bits.sum(1, dtype=torch.int64), bits.sum(0, dtype=torch.int64))
-    return tuple(int((s * torch.arange(1, len(s) + 1, device=s.device)).sum()) for s in sums)
