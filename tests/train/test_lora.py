@@ -58,6 +58,7 @@ def test_inside_the_quantizer_the_merge_is_exact(recipe: str) -> None:
     with torch.no_grad():
         assert torch.equal(model.eval()(X), merged(X))
         assert torch.allclose(model.train()(X), merged(X), atol=1e-4)
+    assert torch.equal(model.eval()(X), merged(X))
     assert torch.equal(merged[0].weight.packed.scale, quantized[0].weight.packed.scale)
     changed = merged[0].weight_qtensor().codes != quantized[0].weight_qtensor().codes
     assert changed.any()

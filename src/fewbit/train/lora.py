@@ -30,6 +30,7 @@ from fewbit.numbers import affine
 from fewbit.numbers.qtensor import QTensor
 from fewbit.train.dynamic import DynamicFake
 from fewbit.train.fingerprint import fingerprint
+from fewbit.train.gradient import substitute
 from fewbit.train.static_input import fake_input
 
 _EXACT = 1e-6  # of the largest weight: float32 rounding of a sum
@@ -93,11 +94,11 @@ class LoraLinear(nn.Module):
         """As the base's."""
         if not self.inside:
             branch = F.linear(F.linear(input, self.down.to(input.dtype)), self.up.to(input.dtype))
-            result: Tensor = self.base(input) + branch * self.factor
-            return result
-        if self.training or torch.is_grad_enabled():
+            return self.base.forward(input) + branch * self.factor
+        if self.training:
             return self._simulated(input)
-        return self._deployed(input)
+        exact = self._deployed(input)
+        return substitute(self._simulated(input), exact) if torch.is_grad_enabled() else exact
 
     def _simulated(self, x: Tensor) -> Tensor:
         t = self.base.weight_qtensor()
