@@ -69,6 +69,9 @@ struct DescentProblem {
   float* gradient;  // [rows][cols], change times gram
 };
 
+/// What csrc/peak.h measures.
+enum class Peak { float32, int8, tiles };
+
 struct Kernels {
   const char* isa;
   void (*minmax_rows)(const void* x, Float kind, Shape shape, float* out);
@@ -85,6 +88,8 @@ struct Kernels {
                                int32_t* zero_point, uint8_t* out);
   void (*refine_clip_rows)(const float* x, Shape shape, const float* moves, int64_t n_moves, int rounds,
                            float worth_another, Bounds bounds, float* lo, float* hi);
+  double (*peak)(Peak what, int64_t rounds);
+  uint64_t (*read_memory)(const uint64_t* data, int64_t count);
   void (*pack)(const uint8_t* codes, int64_t count, int bits, uint8_t* out);
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
   /// The error of every candidate, [rows][candidates], as if no column made up for another.

@@ -13,6 +13,7 @@
 #include "minmax_quantize.h"
 #include "mse_search.h"
 #include "pack.h"
+#include "peak.h"
 #include "quantize.h"
 #include "refine_clip.h"
 #include "unpack.h"
@@ -24,10 +25,22 @@ namespace fewbit::FEWBIT_ISA {
 
 extern const Kernels kernels;  // declared first: a const is otherwise private to this file
 const Kernels kernels = {
-    FEWBIT_TEXT(FEWBIT_ISA), minmax_rows,    quantize_rows,   quantize_rows_dynamic,
-    dequantize_rows,         histogram_rows, mse_search_rows, minmax_quantize_rows,
-    refine_clip_rows,        pack,           unpack,          weigh,
-    nearest_plane,           descend,
+    FEWBIT_TEXT(FEWBIT_ISA),
+    minmax_rows,
+    quantize_rows,
+    quantize_rows_dynamic,
+    dequantize_rows,
+    histogram_rows,
+    mse_search_rows,
+    minmax_quantize_rows,
+    refine_clip_rows,
+    peak,
+    read_memory,
+    pack,
+    unpack,
+    weigh,
+    nearest_plane,
+    descend,
 };
 
 }  // namespace fewbit::FEWBIT_ISA

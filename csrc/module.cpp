@@ -182,6 +182,22 @@ void pack(const Input& codes, int32_t bits, const Output& out) {
   passes::pack(*active, from, count, bits, to);
 }
 
+double peak(const std::string& what, int64_t pieces, int64_t rounds) {
+  const Peak unit = what == "float32" ? Peak::float32 : what == "int8" ? Peak::int8 : Peak::tiles;
+  if (unit == Peak::tiles && what != "tiles")
+    refuse("`what` is '" + what + "', but must be float32, int8 or tiles");
+  const nb::gil_scoped_release free;
+  return passes::peak(*active, unit, pieces < 0 ? 0 : pieces, rounds);
+}
+
+uint64_t read_memory(const Input& data) {
+  check_layout(data, "data", 1);
+  check_dtype<int64_t>(data, "data");
+  const nb::gil_scoped_release free;
+  return passes::read_memory(*active, static_cast<const uint64_t*>(data.data()),
+                             static_cast<int64_t>(data.size()));
+}
+
 void unpack(const Input& data, int32_t bits, bool is_signed, const Output& out) {
   check_bits(bits);
   check_layout(out, "out", 1);
@@ -221,6 +237,8 @@ NB_MODULE(_native, m) {
         "bits"_a, "scale"_a, "zp"_a.none(), "out"_a);
   m.def("refine_clip_rows", &fewbit::refine_clip_rows, "x"_a, "moves"_a, "rounds"_a, "worth_another"_a,
         "qmin"_a, "qmax"_a, "lo"_a, "hi"_a);
+  m.def("peak", &fewbit::peak, "what"_a, "pieces"_a, "rounds"_a);
+  m.def("read_memory", &fewbit::read_memory, "data"_a);
   m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);
   m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
   fewbit::gptq_module(m, fewbit::active);

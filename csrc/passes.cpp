@@ -135,6 +135,23 @@ void refine_clip_rows(const Kernels& with, const float* x, Shape shape, const fl
   });
 }
 
+double peak(const Kernels& with, Peak what, int64_t pieces, int64_t rounds) {
+  std::vector<double> done(static_cast<size_t>(pieces));
+  parallel_for(pieces,
+               [&](int64_t piece, int) { done[static_cast<size_t>(piece)] = with.peak(what, rounds); });
+  double sum = 0.0;
+  for (const double part : done) sum += part;
+  return sum;
+}
+
+uint64_t read_memory(const Kernels& with, const uint64_t* data, int64_t count) {
+  std::atomic<uint64_t> sum{0};
+  for_parts({1, count}, kStream, [&](Part p, int) {
+    sum.fetch_add(with.read_memory(data + p.col, p.cols), std::memory_order_relaxed);
+  });
+  return sum.load();
+}
+
 void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, uint8_t* out) {
   for_parts({1, count}, kStream,
             [&](Part p, int) { with.pack(codes + p.col, p.cols, bits, out + p.col / 8 * bits); });

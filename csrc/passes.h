@@ -27,6 +27,11 @@ bool minmax_quantize_rows(const Kernels& with, const void* x, Float kind, Shape 
                           float* scale, int32_t* zero_point, uint8_t* out);
 void refine_clip_rows(const Kernels& with, const float* x, Shape shape, const float* moves, int64_t n_moves,
                       int rounds, float worth_another, Bounds bounds, float* lo, float* hi);
+/// Operations of `rounds` rounds of csrc/peak.h on each of `pieces` pieces; 0 where the set has no such
+/// unit.
+double peak(const Kernels& with, Peak what, int64_t pieces, int64_t rounds);
+/// Reads all of it; the sum of its words.
+uint64_t read_memory(const Kernels& with, const uint64_t* data, int64_t count);
 void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, uint8_t* out);
 void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
 void weigh(const Kernels& with, const PlaneProblem& problem);

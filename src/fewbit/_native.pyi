@@ -162,6 +162,21 @@ def refine_clip_rows(
         hi: float32 [R], the upper ends, changed.
     """
 
+def peak(what: str, pieces: int, rounds: int) -> float:
+    """Do as many multiply-adds as the processor can, to measure it; the number of operations, two a multiply-add.
+
+    Args:
+        what: ``"float32"`` or ``"int8"`` vector products, or ``"tiles"``: AMX's int8 products.
+        pieces: Pieces that threads share.
+        rounds: Length of a piece.
+
+    Returns:
+        0 where the instruction set in use has no such unit.
+    """
+
+def read_memory(data: Array) -> int:
+    """Read all of an int64 [n], to measure how fast; the sum of its whole blocks of 32 words, modulo 2^64."""
+
 def pack(codes: Array, bits: int, out: Array) -> None:
     """The inverse of :func:`unpack`; what lies above ``bits`` bits of a code is dropped.
 

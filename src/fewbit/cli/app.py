@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fewbit import __version__
-from fewbit.cli import language
+from fewbit.cli import bench, language
 from fewbit.cli.options import (
     AsJson,
     BatchSize,
@@ -180,6 +180,7 @@ def demo(
 
 app.command()(language.evaluate)
 app.command()(language.generate)
+app.command()(bench.bench)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,11 @@ _native = _load_native()
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def native() -> ModuleType | None:
+    """The compiled module, or None where the reference runs instead."""
+    return _native
+
+
 def backend() -> str:
     """The instruction set in use, or ``reference``."""
     return "reference" if _native is None else str(_native.isa())
