@@ -37,6 +37,7 @@ def test_block_loss_is_relative() -> None:
 def test_a_student_without_labels_comes_closer_to_its_teacher() -> None:
     teacher = net()
     fit(teacher.train(), 60, 0.2)
+    teacher.zero_grad()
     student = fewbit.prepare_qat(teacher.eval(), "W2A4", [X], freeze_norms_after=0)
     with Distillation(student, teacher, blocks=["hidden"], temperature=2.0) as distill:
         before = distill(student.eval()(X), X).item()
