@@ -9,7 +9,7 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/stamps
 PIP    = $(PY) -m pip install -qq --disable-pip-version-check --no-input --no-warn-script-location --no-warn-conflicts
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*.hpp csrc/*.inc)
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h tests/native/*.cpp tests/native/*.h)
 
 # A pip told elsewhere to install into another place, or a Python told to import from one, must not matter here.
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_NO_DEPS PIP_REQUIRE_VIRTUALENV PIP_NO_BUILD_ISOLATION PIP_EDITABLE
@@ -19,13 +19,14 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench docs format clean
+.PHONY: help setup demo test check sanitize bench docs format clean
 
 help:
 	@echo "make setup    fewbit itself, built and installed in $(VENV)"
 	@echo "make demo     quantize two pretrained models and show what it cost"
 	@echo "make test     run the tests"
 	@echo "make check    formatting, lint, types, import rules and the tests"
+	@echo "make sanitize run the compiled kernels under the address and undefined-behaviour sanitizers, and on ARM"
 	@echo "make bench    run the benchmarks"
 	@echo "make docs     build the documentation into site/"
 	@echo "make format   rewrite the sources in the house format"
@@ -57,7 +58,7 @@ $(STAMP)/build: $(STAMP)/torch
 	@touch $@
 
 # Installed in place: Python sources are used as they lie there, the kernels are built again when they change.
-$(STAMP)/fewbit: $(STAMP)/build pyproject.toml CMakeLists.txt $(NATIVE)
+$(STAMP)/fewbit: $(STAMP)/build pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 	@echo "setup: fewbit, with its kernels"
 	@$(PIP) --no-build-isolation --editable '.[images,llm]'
 	@touch $@
@@ -101,6 +102,9 @@ check: $(STAMP)/dev $(STAMP)/demo
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m pytest
+
+sanitize: $(STAMP)/dev
+	@$(PY) -m pytest tests/kernels/test_sanitized.py -v -rs
 
 bench: $(STAMP)/bench
 	@set -e; for file in $(filter-out benchmarks/_%,$(sort $(wildcard benchmarks/*.py))); do \

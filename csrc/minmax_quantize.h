@@ -88,7 +88,7 @@ bool minmax_quantize_rows(const void* x, Float kind, Shape shape, Rule rule, int
                                           : -static_cast<double>(bounds.qmin);
   Stream stream(bits, out);
   for (int64_t r = 0; r < shape.rows; ++r, row += stride) {
-    float ends[2];
+    float ends[2] = {};
     minmax_rows(row, kind, {1, shape.cols}, ends);
     const double lo = ends[0] < 0.0f ? ends[0] : 0.0, hi = ends[1] > 0.0f ? ends[1] : 0.0;
     const bool is_number = ends[0] == ends[0];

@@ -20,7 +20,9 @@ from fewbit.integer import Replay, remember
 from fewbit.nn import QuantizationInfo, attach_info, kinds
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs
+from fewbit.nn.experts import split_experts
 from fewbit.nn.plan import check_plans, check_weights, join_tied
+from fewbit.nn.prepare import rotate_first, scale, scales_wanted, split_name
 from fewbit.nn.statistics import LayerStatistics, collect, new_statistics, solve_input
 from fewbit.nn.working_copy import fold_checked, working_copy
 from fewbit.numbers.qtensor import QTensor
@@ -48,7 +50,8 @@ def quantize(
         data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static
             activations.
         calibrator: Replaces the recipe's choice of ranges: of activations where they are static, else of weights.
-        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; steps that prepare the model may stand
+            before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see :mod:`fewbit.nn.prepare`.
         bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
         progress: Called with (stage, steps done, steps in all).
 
@@ -58,11 +61,13 @@ def quantize(
     """
     if not isinstance(model, nn.Module):
         raise FewbitError(f"quantize takes an nn.Module, not {type(model).__name__}; load the model first")
-    rounding = algorithms.get(algorithm)
+    steps, rounding = split_name(algorithm)
     recipe = _with_calibrator(as_recipe(recipe), calibrator)
-    first, batches = peek(data)
+    first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)
     batches = None if batches is None else Replay(batches)
     work = working_copy(model)
+    split_experts(work)
+    prepared = rotate_first(work, steps)
 
     folded = fold_checked(work, first)
     plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
@@ -70,13 +75,14 @@ def quantize(
     check_plans(plans)
     chosen = [plan for plan in plans if plan.scheme is not None]
     check_weights(work, chosen)
+    prepared += scale(work, steps, chosen, batches, progress)
     statistics = new_statistics(chosen, recipe, bias_correction and data is not None)
     _collect(work, statistics, batches, recipe, progress)
 
     inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
-    weights = _round_weights(work, chosen, rounding, recipe, progress)
+    weights = _round_weights(work, chosen, algorithms.get(rounding), recipe, progress)
     result, corrected = build_layers(work, chosen, weights, inputs, statistics)
-    notes += [*folded.notes, *_told(weights, corrected), *_wide_scales(chosen, weights)]
+    notes += [*prepared, *folded.notes, *_told(weights, corrected), *_wide_scales(chosen, weights)]
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:

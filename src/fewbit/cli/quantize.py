@@ -70,9 +70,10 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
 
 def _check_names(job: Job) -> None:
     """Tell a wrong name before a model is loaded for it."""
-    from fewbit import algorithms, calibrate, formats
+    from fewbit import calibrate, formats
+    from fewbit.nn.prepare import split_name
 
-    algorithms.get(job.algorithm)
+    split_name(job.algorithm)
     formats.get(job.format)
     if job.calibrator is not None:
         calibrate.get(job.calibrator)

@@ -92,6 +92,14 @@ def from_matrix(module: nn.Module, matrix: Tensor) -> Tensor:
     return matrix.reshape(weight.shape)
 
 
+def weight_matrix_shape(module: nn.Module) -> tuple[int, int]:
+    """The shape of a linear's :func:`weight_matrix`, also on the meta device."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape[0], weight.numel() // weight.shape[0]
+    return (columns, rows) if kind(module) == "Conv1D" else (rows, columns)
+
+
 def matrix_key(module: nn.Module) -> tuple[object, ...]:
     """Equal for layers whose :func:`weight_matrix` is the same: tied weights that are also read the same way."""
     if isinstance(module, nn.ConvTranspose2d):

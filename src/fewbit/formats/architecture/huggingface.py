@@ -25,6 +25,7 @@ from fewbit.errors import require
 from fewbit.formats.architecture import filling, layers, tree
 from fewbit.formats.architecture.description import Description, Slot, members_of
 from fewbit.formats.architecture.values import DTYPES, Json, Undescribable
+from fewbit.nn.experts import has_split_experts, split_experts
 
 
 def _words(text: str) -> frozenset[str]:
@@ -53,6 +54,7 @@ _DETAILS: dict[str, type | tuple[type, ...]] = {
     "config": dict,
     "attention": (str, type(None)),
     "generation": (dict, type(None)),
+    "split_experts": bool,
 }
 
 
@@ -81,6 +83,7 @@ def describe(model: nn.Module) -> Description:
         "config": config,
         "attention": attention if attention in _ATTENTION else None,
         "generation": _generation(model),
+        "split_experts": has_split_experts(model),
     }
     skeleton = _build_float(name, details)
     modules = _differences(model, skeleton)
@@ -99,8 +102,9 @@ def build(description: Description) -> nn.Module:
         ValueError: The description is not one that `describe` can have written.
         MissingExtraError: transformers is not installed.
     """
-    members_of(description.details, _DETAILS)
-    model = _build_float(description.class_name, description.details)
+    details = {"split_experts": False, **description.details}  # files of before there were any lack it
+    members_of(details, _DETAILS)
+    model = _build_float(description.class_name, details)
     return filling.fill(model, description)
 
 
@@ -128,6 +132,8 @@ def _build_float(name: str, details: dict[str, Any]) -> nn.Module:
         config._attn_implementation = details["attention"]
     with _empty_parameters(), _offline():
         model: nn.Module = found(config)
+    if details["split_experts"]:
+        split_experts(model)
     if details["generation"] is not None:
         if not details["generation"].keys() <= _GENERATION:
             raise ValueError("an unknown setting of generation")
