@@ -47,10 +47,10 @@ def load(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
     if not any(path.glob("*.safetensors")):
         raise FewbitError(f"{path} holds no .safetensors weights, and pickled ones (.bin) are not read")
     transformers = require("transformers", extra="llm")
-    model_class = _model_class(transformers, config)
+    found = model_class(transformers, config)
     try:
         with _quiet():
-            model, info = model_class.from_pretrained(
+            model, info = found.from_pretrained(
                 path,
                 local_files_only=True,
                 use_safetensors=True,
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _model_class(transformers: Any, config: dict[str, Any]) -> Any:
+def model_class(transformers: Any, config: dict[str, Any]) -> Any:
     """The class that the configuration names, or AutoModel; only model classes of transformers itself."""
     named = config.get("architectures")
     names = named if isinstance(named, list) else []

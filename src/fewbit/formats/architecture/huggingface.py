@@ -175,6 +175,13 @@ def _generation(model: nn.Module) -> Json:
 
 
 @contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Models of transformers that are made in the block have parameters on the meta device, and fetch nothing."""
+    with _empty_parameters(), _offline():
+        yield
+
+
+@contextlib.contextmanager
 def _empty_parameters() -> Iterator[None]:
     """Move each parameter that this thread registers in the block to the meta device, before it is drawn."""
     thread = threading.get_ident()

@@ -1,0 +1,141 @@
+"""Summing up the inputs of groups of layers over all windows and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fewbit.nn import kinds
+from fewbit.nn.intercept import Call
+from fewbit.nn.observe import observed
+from fewbit.nn.statistics import new_statistics
+from fewbit.recipe import LayerPlan
+from fewbit.sequential import tree
+from fewbit.sequential.solve import solve_group
+from fewbit.sequential.sums import InputSums, Wanted
+from fewbit.sequential.work import Work
+
+Group = Sequence[LayerPlan]
+Fold = tree.Fold[InputSums]
+
+# Every eighth window judges the candidates of algorithms that choose between them.
+_HELD_BACK_EVERY = 8
+
+
+def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[int], object]) -> list[str]:
+    """Sum up the inputs of groups of layers over all windows, and quantize the layers.
+
+    Args:
+        work: The run.
+        groups: Layers that share an input.
+        forward: Runs what holds them on a window.
+
+    Returns:
+        A note on layers that saw no data.
+    """
+    folds: dict[int, Fold] = {}
+    for number, some in enumerate(_passes(work, groups)):
+        work.expect(len(work.mine) if number else 0)
+        folds |= _collect(work, {g: groups[g] for g in some}, forward)
+    starved: list[str] = []
+    order = sorted(range(len(groups)), key=lambda g: columns(work, groups[g]))  # what is large comes when the rest is gone
+    for turn, number in enumerate(order):
+        owner = turn % work.ranks.size
+        sums = _gather(work, folds.pop(number), owner)
+        starved += solve_group(work.store.model, groups[number], sums, work.settings, work.ranks, owner)
+    if not starved:
+        return []
+    more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
+    return [f"{starved[0]}{more} saw no calibration data and were rounded without it"]
+
+
+def columns(work: Work, group: Group) -> int:
+    """K, the width of a group's input."""
+    module = work.store.model.get_submodule(group[0].name)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0] if kinds.kind(module) == "Conv1D" else weight.numel() // weight.shape[0]
+
+
+def _passes(work: Work, groups: Sequence[Group]) -> list[list[int]]:
+    """Groups that are summed up in one pass over the data: all, or as many as fit in half of the memory allowed."""
+    limit = None if work.memory is None else work.memory // 2
+    passes: list[list[int]] = [[]]
+    used = 0
+    for number, group in enumerate(groups):
+        size = columns(work, group) ** 2 * 8 if work.settings.needs_data else 0
+        if limit is not None and passes[-1] and used + size > limit:
+            passes.append([])
+            used = 0
+        passes[-1].append(number)
+        used += size
+    return passes
+
+
+def _collect(work: Work, groups: dict[int, Group], forward: Callable[[int], object]) -> dict[int, Fold]:
+    folds = {number: Fold(lambda left, right: left.join(right)) for number in groups}
+    leaders = {group[0].name: number for number, group in groups.items()}
+    for leaf_number, leaf in work.leaves:
+        sums = {number: _new_sums(work, group) for number, group in groups.items()}
+        for window in leaf:
+            with observed(work.store.model, list(leaders), _receiver(sums, leaders, window)):
+                forward(window)
+            work.step()
+        for number in groups:
+            folds[number].push(tree.Node(0, leaf_number, sums.pop(number)))
+        _park(work, folds)
+    return folds
+
+
+def _receiver(sums: dict[int, InputSums], leaders: dict[str, int], window: int) -> Callable[[str, Call], None]:
+    held_back = window % _HELD_BACK_EVERY == _HELD_BACK_EVERY - 1
+    return lambda name, call: sums[leaders[name]].update(call, held_back)
+
+
+def _new_sums(work: Work, group: Group) -> InputSums:
+    settings = work.settings
+    layers = new_statistics(list(group), settings.recipe, False)
+    ranges = {name: each.range_statistic for name, each in layers.items() if each.range_statistic is not None}
+    needs = settings.rounding.NEEDS
+    return InputSums(group[0].name, Wanted(bool(needs), "held_back" in needs, settings.bias_correction), ranges=ranges)
+
+
+def _gather(work: Work, fold: Fold, owner: int) -> InputSums | None:
+    """The sums over all windows, in the process that owns them; the others send theirs."""
+    ranks = work.ranks
+    if ranks.size == 1:
+        return fold.root()
+    if ranks.rank != owner:
+        places = torch.tensor([[node.level, node.index] for node in fold.waiting], dtype=torch.int64)
+        ranks.send({"places": places.reshape(-1, 2)}, owner)
+        for node in fold.waiting:
+            node.value.unpark()
+            ranks.send(node.value.tensors(), owner)
+        return None
+    whole = Fold(lambda left, right: left.join(right))
+    for rank in range(ranks.size):
+        whole.extend(fold.waiting if rank == owner else list(_received(work, rank)))
+    return whole.root()
+
+
+def _received(work: Work, rank: int) -> Iterator[tree.Node[InputSums]]:
+    for level, index in work.ranks.receive(rank)["places"].tolist():
+        value = InputSums("the input of a group", Wanted(True, True, False))
+        value.take(work.ranks.receive(rank))
+        yield tree.Node(level, index, value)
+
+
+def _park(work: Work, folds: dict[int, Fold]) -> None:
+    """Put waiting sums on disk while they take more than a quarter of the memory allowed, the largest first."""
+    if work.memory is None or work.folder is None:
+        return
+    waiting = [(node.value, number, place) for number, fold in folds.items() for place, node in enumerate(fold.waiting)]
+    total = sum(value.nbytes for value, _, _ in waiting)
+    for value, number, place in sorted(waiting, key=lambda each: -each[0].nbytes):
+        if total <= work.memory // 4:
+            break
+        total -= value.nbytes
+        work.folder.mkdir(parents=True, exist_ok=True)
+        value.park(work.folder / f"sums-{work.ranks.rank}-{number}-{place}.safetensors")

@@ -1,0 +1,148 @@
+"""From the sums over a shared input to quantized layers in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit import algorithms
+from fewbit.calibrate.gram import Statistics
+from fewbit.calibrate.input_mean import InputMean
+from fewbit.nn import kinds
+from fewbit.nn.build import build_layers
+from fewbit.nn.statistics import LayerStatistics, solve_input
+from fewbit.numbers.affine import check_finite
+from fewbit.numbers.qtensor import QTensor
+from fewbit.recipe import LayerPlan, Recipe
+from fewbit.sequential.ranks import Ranks
+from fewbit.sequential.sums import InputSums
+
+#: What rounds a layer that needs data and saw none.
+DATA_FREE = "rtn"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How layers are quantized.
+
+    Attributes:
+        recipe: Decides the plans, and holds the calibrators.
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
+        bias_correction: Correct the biases that layers have.
+    """
+
+    recipe: Recipe
+    algorithm: str = "rtn"
+    bias_correction: bool = True
+
+    @property
+    def rounding(self) -> ModuleType:
+        """The algorithm's module."""
+        return algorithms.get(self.algorithm)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the algorithm cannot do without data."""
+        return bool(self.rounding.NEEDS)
+
+
+def options_of(module: ModuleType, recipe: Recipe) -> Any:
+    """The algorithm's ``Options`` under a recipe."""
+    names = {field.name for field in fields(module.Options)}
+    return module.Options(calibrator=recipe.weight_calibrator) if "calibrator" in names else module.Options()
+
+
+def quantized_weight_of(
+    matrix: Tensor, plan: LayerPlan, settings: Settings, statistics: Statistics | None
+) -> tuple[QTensor, bool]:
+    """The codes of a weight matrix.
+
+    Returns:
+        The codes, and whether the algorithm fell back to rounding without data because there was none.
+    """
+    assert plan.scheme is not None
+    name = f"the weight of {plan.name}"
+    check_finite(matrix, name)
+    starved = settings.needs_data and statistics is None
+    rounding = algorithms.get(DATA_FREE) if starved else settings.rounding
+    options = options_of(rounding, settings.recipe)
+    return rounding.quantize_weight(matrix, plan.scheme.weights, options, name, statistics), starved
+
+
+def solve_group(
+    model: nn.Module, plans: Sequence[LayerPlan], sums: InputSums | None, settings: Settings, ranks: Ranks, owner: int
+) -> list[str]:
+    """Quantize and swap the layers that share one input.
+
+    Args:
+        model: Changed in place.
+        plans: The layers.
+        sums: Over their input; None in processes other than ``owner``.
+        settings: How.
+        ranks: The processes, all of which end up with the same layers.
+        owner: The process that computes.
+
+    Returns:
+        The names of the layers that saw no data although the algorithm needs it.
+    """
+    statistics = None if sums is None else sums.statistics()
+    starved: list[str] = []
+    done: dict[tuple[object, ...], tuple[Tensor, QTensor]] = {}
+    weights: dict[str, tuple[Tensor, QTensor]] = {}
+    known: dict[str, LayerStatistics] = {}
+    for plan in plans:
+        assert plan.scheme is not None
+        module = model.get_submodule(plan.name)
+        key = (*kinds.matrix_key(module), plan.scheme.weights.text)
+        if key not in done:
+            matrix, codes, lacking = kinds.weight_matrix(module), None, False
+            if ranks.rank == owner:
+                codes, lacking = quantized_weight_of(matrix, plan, settings, statistics)
+            codes, lacking = _shared(plan, codes, lacking, ranks, owner)
+            starved += [plan.name] if lacking else []
+            done[key] = (matrix, codes)
+        weights[plan.name] = done[key]
+        known[plan.name] = _known(plan, sums, _mean(model, plan, sums, settings, ranks, owner))
+    inputs = {plan.name: solve_input(plan, known[plan.name], settings.recipe) for plan in plans}
+    build_layers(model, list(plans), weights, inputs, known)
+    return starved
+
+
+def _mean(
+    model: nn.Module, plan: LayerPlan, sums: InputSums | None, settings: Settings, ranks: Ranks, owner: int
+) -> Tensor | None:
+    """The mean input where the layer's own bias is to be corrected."""
+    has_bias = isinstance(getattr(model.get_submodule(plan.name), "bias", None), Tensor)
+    if not (settings.bias_correction and has_bias):
+        return None
+    mean = None if sums is None else sums.mean_input()
+    return ranks.share({} if mean is None else {"mean": mean}, owner).get("mean")
+
+
+def _known(plan: LayerPlan, sums: InputSums | None, mean: Tensor | None) -> LayerStatistics:
+    statistic = None if sums is None else sums.ranges.get(plan.name)
+    known = LayerStatistics(plan.name, statistic, False)
+    if mean is not None:
+        known.mean = InputMean(None, plan.name)
+        known.mean.sums, known.mean.count = mean, 1
+    return known
+
+
+def _shared(plan: LayerPlan, codes: QTensor | None, lacking: bool, ranks: Ranks, owner: int) -> tuple[QTensor, bool]:
+    """What the owner computed, in every process."""
+    assert plan.scheme is not None
+    parts: dict[str, Tensor | None] = {}
+    if codes is not None:
+        if ranks.size == 1:
+            return codes, lacking
+        parts = {"codes": codes.codes, "scale": codes.scale, "zero_point": codes.zero_point}
+        parts |= {"lacking": torch.tensor(lacking), "shape": torch.tensor(codes.shape)}
+    got = ranks.share({name: part for name, part in parts.items() if part is not None}, owner)
+    shape = tuple(int(size) for size in got["shape"])
+    made = QTensor(got["codes"], got["scale"], got.get("zero_point"), plan.scheme.weights, shape)
+    return made, bool(got["lacking"])

@@ -1,0 +1,134 @@
+"""What is known of an input that one or more layers of a block share: its Gram matrix, and ranges where they are static.
+
+Sums of several leaves of the tree are joined in place, and may wait on disk for their neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from fewbit.calibrate.gram import Gram, Statistics
+from fewbit.calibrate.input_mean import InputMean
+from fewbit.calibrate.statistic import Statistic
+from fewbit.nn.intercept import Call
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What has to be summed up: the Gram matrix, one of held-back windows, the mean (without a Gram matrix)."""
+
+    gram: bool
+    held_back: bool
+    mean: bool
+
+
+@dataclass
+class InputSums:
+    """Sums over the input of a group of layers.
+
+    Attributes:
+        name: The first of the layers.
+        gram: None until the first input, and where it is not wanted.
+        held_back: The same of windows that algorithms are judged on.
+        ranges: A range statistic for each layer with static activations.
+        mean: For bias correction, where there is no Gram matrix.
+    """
+
+    name: str
+    wanted: Wanted
+    gram: Gram | None = None
+    held_back: Gram | None = None
+    ranges: dict[str, Statistic] = field(default_factory=dict)
+    mean: InputMean | None = None
+    _parked: Path | None = None
+
+    def update(self, call: Call, held_back: bool) -> None:
+        """Take in one input."""
+        if call.x.numel() == 0 or call.kind == "embedding":
+            return
+        for statistic in self.ranges.values():
+            statistic.update(call.x)
+        if self.wanted.gram and call.kind == "linear":
+            attribute = "held_back" if held_back and self.wanted.held_back else "gram"
+            gram = getattr(self, attribute)
+            if gram is None:
+                gram = Gram(call.x.shape[-1], self.name)
+                setattr(self, attribute, gram)
+            gram.update(call.x)
+        elif self.wanted.mean:
+            if self.mean is None:
+                self.mean = InputMean(call.geometry, self.name)
+            self.mean.geometry = call.geometry
+            self.mean.update(call.x)
+
+    def join(self, other: InputSums) -> InputSums:
+        """Add what comes later; both are used up."""
+        self.unpark()
+        other.unpark()
+        self.gram = _joined(self.gram, other.gram)
+        self.held_back = _joined(self.held_back, other.held_back)
+        for key, statistic in other.ranges.items():
+            own = self.ranges.get(key)
+            self.ranges[key] = statistic if own is None else own.merge(statistic)
+        if other.mean is not None:
+            self.mean = other.mean if self.mean is None else self.mean.merge(other.mean)
+        return self
+
+    def statistics(self) -> Statistics | None:
+        """What an algorithm sees; None when no data came."""
+        self.unpark()
+        if self.gram is None or self.gram.count == 0:
+            return None
+        return Statistics(self.gram, self.held_back)
+
+    def mean_input(self) -> Tensor | None:
+        """The mean input, float64 ``[groups, K]``, or None."""
+        if self.gram is not None:
+            return self.gram.mean.unsqueeze(0)
+        return None if self.mean is None else self.mean.mean()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory of the Gram matrices."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The Gram matrices as plain tensors."""
+        grams = {"gram": self.gram, "held_back": self.held_back}
+        return {f"{k}.{n}": t for k, gram in grams.items() if gram is not None for n, t in gram.state_dict().items()}
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`tensors`."""
+        for key in ("gram", "held_back"):
+            state = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
+            setattr(self, key, Gram.from_state(state, self.name) if state else None)
+
+    def park(self, path: Path) -> None:
+        """Put the Gram matrices on disk until they are needed."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
+        if tensors:
+            save_file(tensors, path)
+            self.gram = self.held_back = None
+            self._parked = path
+
+    def unpark(self) -> None:
+        """Bring them back."""
+        if self._parked is not None:
+            self.take(load(self._parked.read_bytes()))
+            self._parked.unlink()
+            self._parked = None
+
+
+def _joined(left: Gram | None, right: Gram | None) -> Gram | None:
+    if left is None or right is None:
+        return right if left is None else left
+    state, other = left.state_dict(), right.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.add_(other[name].to(tensor.device))
+    return Gram.from_state(state, left.name)
