@@ -1,18 +1,17 @@
 """quantize(): the whole story, top to bottom.
 
-copy → fold batch norm → plan (recipe) → observe calibration data → solve ranges and weights → swap layers → check.
+copy → fold batch norm → plan (recipe) → observe calibration data → solve ranges and weights → swap layers → check;
+language models go through :mod:`fewbit.sequential` block by block where weights are rounded with data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from fewbit import algorithms, calibrate
 from fewbit.algorithms import rtn
 from fewbit.calibrate.collect import Progress, peek
 from fewbit.errors import FewbitError
@@ -29,6 +28,8 @@ from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec, as_spec
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
+from fewbit.sequential.memory import has_blocks, quantize_blocks
+from fewbit.sequential.solve import Settings, with_calibrator
 
 
 def quantize(
@@ -62,7 +63,7 @@ def quantize(
     if not isinstance(model, nn.Module):
         raise FewbitError(f"quantize takes an nn.Module, not {type(model).__name__}; load the model first")
     steps, rounding = split_name(algorithm)
-    recipe = _with_calibrator(as_recipe(recipe), calibrator)
+    recipe = with_calibrator(as_recipe(recipe), calibrator)
     first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)
     batches = None if batches is None else Replay(batches)
     work = working_copy(model)
@@ -76,13 +77,9 @@ def quantize(
     chosen = [plan for plan in plans if plan.scheme is not None]
     check_weights(work, chosen)
     prepared += scale(work, steps, chosen, batches, progress)
-    statistics = new_statistics(chosen, recipe, bias_correction and data is not None)
-    _collect(work, statistics, batches, recipe, progress)
-
-    inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
-    weights = _round_weights(work, chosen, algorithms.get(rounding), recipe, progress)
-    result, corrected = build_layers(work, chosen, weights, inputs, statistics)
-    notes += [*prepared, *folded.notes, *_told(weights, corrected), *_wide_scales(chosen, weights)]
+    notes += [*prepared, *folded.notes]
+    result, told = _quantize_layers(work, plans, batches, Settings(recipe, rounding, bias_correction), progress)
+    notes += told
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:
@@ -111,23 +108,31 @@ def quantize_tensor(
     return rtn.quantize_weight(x, as_spec(spec), rtn.Options(calibrator, options), name)
 
 
+def _quantize_layers(
+    work: nn.Module,
+    plans: list[LayerPlan],
+    batches: Iterable[Any] | None,
+    settings: Settings,
+    progress: Progress | None,
+) -> tuple[nn.Module, list[str]]:
+    """Swap the planned layers: block after block where weights are rounded with data and the model has blocks, else all
+    at once on one pass over the data."""
+    if batches is not None and settings.needs_data and has_blocks(work):
+        return work, quantize_blocks(work, plans, batches, settings, progress)
+    chosen, recipe = [plan for plan in plans if plan.scheme is not None], settings.recipe
+    statistics = new_statistics(chosen, recipe, settings.bias_correction and batches is not None)
+    _collect(work, statistics, batches, recipe, progress)
+    inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
+    weights = _round_weights(work, chosen, settings.rounding, recipe, progress)
+    result, corrected = build_layers(work, chosen, weights, inputs, statistics)
+    return result, [*_told(weights, corrected), *_wide_scales(chosen, weights)]
+
+
 def _is_static_conv(plan: LayerPlan) -> bool:
     """Whether a network with this layer is worth the trace that whole-network integers need."""
     scheme = plan.scheme
     static = scheme is not None and scheme.activations is not None and not scheme.dynamic
     return static and plan.kind.startswith("Conv") and plan.kind != "Conv1D"
-
-
-def _with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
-    if calibrator is not None:
-        calibrate.get(calibrator)
-        scheme = recipe.default()
-        static = scheme.activations is not None and not scheme.dynamic
-        recipe = replace(recipe, calibrator=calibrator) if static else replace(recipe, weight_calibrator=calibrator)
-    for name in (recipe.calibrator, recipe.weight_calibrator):
-        if name is not None:
-            calibrate.get(name)
-    return recipe
 
 
 def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[str]:

@@ -34,7 +34,7 @@ def round_trip(path: Path, module: nn.Module, **constants: Tensor) -> tuple[_ten
     size, digest = _tensors.write(path, stored)
     assert (size, digest) == (path.stat().st_size, _tensors.sha256(path))
     slots = {**module.state_dict(keep_vars=True), **constants}
-    return stored, _tensors.read(path, _tensors.Stored({}, stored.aliases, stored.orders), slots)
+    return stored, _tensors.read([path], _tensors.Stored({}, stored.aliases, stored.orders), slots)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -135,7 +135,7 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
 
 def read_as(path: Path, stored: dict[str, Tensor], slots: dict[str, Tensor], **tables: Any) -> dict[str, Tensor]:
     _tensors.write(path, _tensors.Stored(stored))
-    return _tensors.read(path, _tensors.Stored({}, **tables), slots)
+    return _tensors.read([path], _tensors.Stored({}, **tables), slots)
 
 
 @pytest.mark.parametrize(
@@ -177,4 +177,4 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     for data in (b"", b"\xff" * 100, b"\x02\x00\x00\x00\x00\x00\x00\x00{}", b"\x08" + bytes(7) + b"nonsense"):
         (tmp_path / "x").write_bytes(data)
         with pytest.raises(FewbitError, match=r"x (is damaged|does not fit)"):
-            _tensors.read(tmp_path / "x", _tensors.Stored(), {"a": torch.ones(1)})
+            _tensors.read([tmp_path / "x"], _tensors.Stored(), {"a": torch.ones(1)})

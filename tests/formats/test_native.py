@@ -259,7 +259,7 @@ def test_missing_and_foreign_things_are_refused(saved: Path, tmp_path: Path) -> 
 
 
 def test_a_newer_version_says_to_upgrade(saved: Path) -> None:
-    samples.rewrite(saved, lambda content: content.update(format_version=2))
+    samples.rewrite(saved, lambda content: content.update(format_version=3))
     assert "written by a newer fewbit" in refused(saved)
 
 
@@ -346,7 +346,7 @@ def test_the_tensors_file_is_always_the_one_beside(saved: Path, tmp_path: Path) 
     target = tmp_path / _tensors.NAME
     shutil.move(saved / _tensors.NAME, target)
     samples.rewrite(saved, lambda content: content["weights"].update(file="../" + _tensors.NAME))
-    assert f"{saved / _tensors.NAME} cannot be read" in refused(saved)
+    assert "names the file '../model.safetensors'" in refused(saved)
 
 
 @pytest.mark.parametrize(

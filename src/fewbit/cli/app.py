@@ -19,11 +19,15 @@ from fewbit.cli.options import (
     BatchSize,
     DataOptions,
     DataPath,
+    Dtype,
     ImageSize,
     Mean,
+    Memory,
+    Restart,
     Samples,
     Source,
     Std,
+    Streaming,
     Tokens,
 )
 from fewbit.cli.session import INTERRUPTED, USER_ERROR, Terminated, running, tell_error
@@ -103,15 +107,19 @@ def quantize(
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    tokens: Tokens = 128,
+    tokens: Tokens = None,
+    memory: Memory = "8GiB",
+    dtype: Dtype = None,
+    restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model and save it."""
+    """Quantize a model and save it. A Hugging Face folder is streamed; an interrupted run goes on where it was."""
     with running(as_json) as session:
         from fewbit.cli.quantize import Job, run_quantize
 
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
-        job = Job(source, output, recipe, algorithm, calibrator, format_, bias_correction, overwrite)
+        streaming = Streaming(memory, dtype, restart)
+        job = Job(source, output, recipe, algorithm, calibrator, format_, bias_correction, overwrite, streaming)
         run_quantize(session, job, options)
 
 
@@ -155,7 +163,7 @@ def compare(
     image_size: ImageSize = None,
     mean: Mean = None,
     std: Std = None,
-    tokens: Tokens = 128,
+    tokens: Tokens = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what quantization cost: error layer by layer, size, and time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -31,13 +32,19 @@ DataPath: TypeAlias = Annotated[
     typer.Option(
         "--data",
         metavar="FILE|FOLDER",
-        help="Pictures (a folder or .zip), text (.txt), or arrays (.npy, .npz, .safetensors).",
+        help="Pictures (a folder or .zip), text (.txt or a folder), or arrays (.npy, .npz, .safetensors).",
         show_default=False,
     ),
 ]
 Samples: TypeAlias = Annotated[
     int | None,
-    typer.Option("--samples", min=1, help="Use at most this many samples, evenly spaced.", show_default="all"),
+    typer.Option(
+        "--samples",
+        "--windows",
+        min=1,
+        help="Use at most this many samples (windows of text), evenly spaced.",
+        show_default="all; 64 windows to calibrate a language model",
+    ),
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")]
 ImageSize: TypeAlias = Annotated[
@@ -71,8 +78,67 @@ Std: TypeAlias = Annotated[
     ),
 ]
 Tokens: TypeAlias = Annotated[
-    int, typer.Option("--tokens", min=1, help="Tokens a window, for text.", rich_help_panel="Text")
+    int | None,
+    typer.Option(
+        "--tokens",
+        "--length",
+        min=1,
+        help="Tokens a window, for text.",
+        show_default="128; 512 to calibrate a language model",
+        rich_help_panel="Text",
+    ),
 ]
+
+
+_FOLDERS = "Hugging Face folders"
+Memory: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="For hidden states and statistics, beside one block; more goes to disk. 4GiB, 800MB, …",
+        rich_help_panel=_FOLDERS,
+    ),
+]
+Dtype: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|bfloat16|float16",
+        help="The type of what stays float.",
+        show_default="the checkpoint's",
+        rich_help_panel=_FOLDERS,
+    ),
+]
+Restart: TypeAlias = Annotated[
+    bool,
+    typer.Option("--restart", help="Throw an interrupted run away instead of going on.", rich_help_panel=_FOLDERS),
+]
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What the command line says about going from folder to folder."""
+
+    memory: str = "8GiB"
+    dtype: str | None = None
+    restart: bool = False
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """``"8GiB"``, ``"500 MB"``, ``"1.5gb"`` as bytes.
+
+    Raises:
+        FewbitError: It is no positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise FewbitError(f"--memory takes a size such as 8GiB or 500MB, not {text!r}")
+    return int(float(match[1]) * unit)
 
 
 @dataclass(frozen=True)
@@ -85,7 +151,7 @@ class DataOptions:
     image_size: int | None
     mean: str | None
     std: str | None
-    tokens: int
+    tokens: int | None
 
     def check(self) -> None:
         """Tell what is wrong before a model is loaded for it.
@@ -95,7 +161,7 @@ class DataOptions:
         """
         if self.path is not None and not self.path.exists():
             raise FewbitError(f"the data {self.path} does not exist")
-        self._image()
+        self.image()
 
     def load(self, source: LoadedModel) -> Batches:
         """The batches, prepared for a model.
@@ -113,11 +179,16 @@ class DataOptions:
             batch_size=self.batch_size,
             limit=self.samples,
             tokenizer_dir=source.tokenizer_dir,
-            image=self._image(),
-            text_options=TextOptions(length=self.tokens),
+            image=self.image(),
+            text_options=TextOptions() if self.tokens is None else TextOptions(length=self.tokens),
         )
 
-    def _image(self) -> ImageOptions:
+    def image(self) -> ImageOptions:
+        """How pictures are prepared.
+
+        Raises:
+            FewbitError: A mean or deviation is not a list of numbers.
+        """
         from fewbit.sources import ImageOptions
 
         mean, std = numbers(self.mean, "--mean"), numbers(self.std, "--std")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbit.cli.options import DataOptions
+from fewbit.cli.options import DataOptions, Streaming
 from fewbit.cli.session import Session, check_output
 from fewbit.errors import FewbitError
 
@@ -30,6 +30,7 @@ class Job:
     format: str
     bias_correction: bool
     overwrite: bool
+    streaming: Streaming = field(default_factory=Streaming)
 
 
 def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
@@ -41,6 +42,15 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     check_output(job.output, folder=True, overwrite=job.overwrite)
     _check_names(job)
     options.check()
+    from fewbit.cli.folder import run_folder, streams
+
+    if streams(job, options):
+        run_folder(session, job, options)
+    else:
+        _run_in_memory(session, job, options)
+
+
+def _run_in_memory(session: Session, job: Job, options: DataOptions) -> None:
     from fewbit.formats import save
     from fewbit.pipeline import quantize
     from fewbit.recipe import as_recipe
@@ -63,9 +73,9 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     with session.stage("save"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         save(quantized, job.output, format=job.format, source=job.source, overwrite=job.overwrite)
-    document = _document(job, loaded.model, quantized)
+    document = document_of(job, loaded.model, quantized)
     document["notes"] = [*loaded.notes, *document["notes"], *(str(warning.message) for warning in caught)]
-    session.result(document, *_shown(document))
+    session.result(document, *shown(document))
 
 
 def _check_names(job: Job) -> None:
@@ -89,7 +99,8 @@ def _check_data(recipe: Recipe, options: DataOptions) -> None:
         )
 
 
-def _document(job: Job, model: Any, quantized: Any) -> dict[str, Any]:
+def document_of(job: Job, model: Any, quantized: Any) -> dict[str, Any]:
+    """What was done, as JSON."""
     from fewbit.evaluate.size import file_bytes, layer_sizes, model_bytes
     from fewbit.nn import info, quantized_layers
 
@@ -128,7 +139,8 @@ def _document(job: Job, model: Any, quantized: Any) -> dict[str, Any]:
     }
 
 
-def _shown(document: dict[str, Any]) -> list[RenderableType]:
+def shown(document: dict[str, Any]) -> list[RenderableType]:
+    """The same for people."""
     from rich.markup import escape
 
     from fewbit.report.table import plain_table

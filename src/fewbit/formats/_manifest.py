@@ -18,7 +18,7 @@ from fewbit.formats.architecture.description import members_of
 from fewbit.formats.architecture.values import Json
 
 NAME = "fewbit.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; 2 has weights in several files
 _MAX_BYTES = 64 * 2**20
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,11 +123,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read(paths: Sequence[Path], tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the tensors that a model needs, each into memory of its own.
 
     Args:
-        path: The safetensors file, its length and digest checked already.
+        paths: The safetensors files, their lengths and digests checked already.
         tables: The aliases and orders that were stored beside it.
         slots: The tensors (of any device, without data) that are expected, by name. A floating-point type may
             come back as another one; everything else must agree.
@@ -139,15 +139,12 @@ def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, T
     Raises:
         FewbitError: A tensor is missing, unexpected, or of another shape or type.
     """
+    path = paths[0] if len(paths) == 1 else paths[0].parent
     _check_aliases(path, tables.aliases, slots)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            _check_names(path, set(names), slots.keys() - tables.aliases.keys())
-            # A copy, because the file's own memory is mapped from the disk and starts anywhere.
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FewbitError(f"{path} is damaged: {str(error)[:200]}") from error
+    tensors: dict[str, Tensor] = {}
+    for each in paths:
+        tensors |= _read_file(each)
+    _check_names(path, set(tensors), slots.keys() - tables.aliases.keys())
     for name, order in tables.orders.items():
         tensors[name] = _reorder(path, name, tensors.get(name), order)
     for name, tensor in tensors.items():
@@ -158,6 +155,15 @@ def read(path: Path, tables: Stored, slots: Mapping[str, Tensor]) -> dict[str, T
         _check_slot(path, alias, tensors[name], slots[alias])
         tensors[alias] = tensors[name]
     return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            # A copy, because the file's own memory is mapped from the disk and starts anywhere.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  it is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FewbitError(f"{path} is damaged: {str(error)[:200]}") from error
 
 
 def _check_aliases(path: Path, aliases: Mapping[str, str], slots: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from fewbit.errors import FewbitError
 from fewbit.models.layout import Block
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture
-from fewbit.sequential.calibration import calibrate_and_solve
+from fewbit.sequential.calibration import calibrate_and_solve, set_ranges
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
 from fewbit.sequential.work import Passed, Work
@@ -32,26 +32,39 @@ def run_stacks(work: Work, stacks: Sequence[Sequence[Block]]) -> None:
         _run_stack(work, number, stack)
 
 
-def run_tail(work: Work, plans: Sequence[LayerPlan]) -> list[str]:
-    """Quantize layers that stand behind the blocks, such as the output layer.
+def run_tail(work: Work, behind: Sequence[LayerPlan], swapped: Sequence[LayerPlan]) -> list[str]:
+    """Finish the layers outside of the blocks, which were left or lack something.
+
+    Args:
+        work: The run, all stacks of which are done.
+        behind: Float layers behind the blocks, such as the output layer.
+        swapped: Layers whose weights were quantized without data; those with static activations get their ranges.
 
     Returns:
         Notes for the user.
     """
     model = work.store.model
-    work.expect(len(work.mine))
+    static = [plan for plan in swapped if is_static(plan) and plan.kind != "Embedding"]
+    work.expect(len(work.mine) * (bool(behind) + bool(static)))
+    only = behind[0].name if len(behind) == 1 else ""
 
-    def forward(window: int) -> None:
+    def forward(window: int, stop_at: str = "") -> None:
         # Registered behind the hook that looks, so that the one output layer need not be computed.
-        only = model.get_submodule(plans[0].name) if len(plans) == 1 else None
-        hook = None if only is None else only.register_forward_pre_hook(capture.stop)
+        hook = model.get_submodule(stop_at).register_forward_pre_hook(capture.stop) if stop_at else None
         try:
             capture.finish(model, work.windows[window], work.behind(window))
         finally:
             if hook is not None:
                 hook.remove()
 
-    return calibrate_and_solve(work, [(plan,) for plan in plans], forward)
+    if static:
+        set_ranges(work, static, forward)
+    return calibrate_and_solve(work, [(plan,) for plan in behind], lambda w: forward(w, only)) if behind else []
+
+
+def is_static(plan: LayerPlan) -> bool:
+    """Whether a layer's activations have a calibrated range."""
+    return plan.scheme is not None and plan.scheme.activations is not None and not plan.scheme.dynamic
 
 
 def _run_stack(work: Work, number: int, stack: Sequence[Block]) -> None:
@@ -124,8 +137,7 @@ def _checked(output: Tensor, name: str) -> Tensor:
 
 
 def _check_static(work: Work) -> None:
-    schemes = {plan.name: plan.scheme for plan in work.plans if plan.scheme is not None}
-    static = [name for name, scheme in schemes.items() if scheme.activations is not None and not scheme.dynamic]
+    static = [plan.name for plan in work.plans if is_static(plan)]
     if static and work.ranks.size > 1:
         raise FewbitError(
             f"layer {static[0]} has static activations, which are calibrated in one process: run without torchrun, or "

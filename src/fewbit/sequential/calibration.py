@@ -10,7 +10,8 @@ from torch import Tensor
 from fewbit.nn import kinds
 from fewbit.nn.intercept import Call
 from fewbit.nn.observe import observed
-from fewbit.nn.statistics import new_statistics
+from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
+from fewbit.nn.swap import quantized_weight
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import tree
 from fewbit.sequential.solve import solve_group
@@ -40,7 +41,9 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
         work.expect(len(work.mine) if number else 0)
         folds |= _collect(work, {g: groups[g] for g in some}, forward)
     starved: list[str] = []
-    order = sorted(range(len(groups)), key=lambda g: columns(work, groups[g]))  # what is large comes when the rest is gone
+    order = sorted(
+        range(len(groups)), key=lambda g: columns(work, groups[g])
+    )  # what is large comes when the rest is gone
     for turn, number in enumerate(order):
         owner = turn % work.ranks.size
         sums = _gather(work, folds.pop(number), owner)
@@ -49,6 +52,21 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
         return []
     more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
     return [f"{starved[0]}{more} saw no calibration data and were rounded without it"]
+
+
+def set_ranges(work: Work, plans: Sequence[LayerPlan], forward: Callable[[int], object]) -> None:
+    """Give static input quantizers to layers whose weights are quantized already, in one process.
+
+    Args:
+        work: The run.
+        plans: The layers.
+        forward: Runs what holds them on a window.
+    """
+    folds = _collect(work, {number: (plan,) for number, plan in enumerate(plans)}, forward, ranges_only=True)
+    for number, plan in enumerate(plans):
+        statistic = folds[number].root().ranges[plan.name]
+        weight = quantized_weight(work.store.model.get_submodule(plan.name))
+        weight.input_quantizer = solve_input(plan, LayerStatistics(plan.name, statistic, False), work.settings.recipe)
 
 
 def columns(work: Work, group: Group) -> int:
@@ -74,11 +92,13 @@ def _passes(work: Work, groups: Sequence[Group]) -> list[list[int]]:
     return passes
 
 
-def _collect(work: Work, groups: dict[int, Group], forward: Callable[[int], object]) -> dict[int, Fold]:
+def _collect(
+    work: Work, groups: dict[int, Group], forward: Callable[[int], object], ranges_only: bool = False
+) -> dict[int, Fold]:
     folds = {number: Fold(lambda left, right: left.join(right)) for number in groups}
     leaders = {group[0].name: number for number, group in groups.items()}
     for leaf_number, leaf in work.leaves:
-        sums = {number: _new_sums(work, group) for number, group in groups.items()}
+        sums = {number: _new_sums(work, group, ranges_only) for number, group in groups.items()}
         for window in leaf:
             with observed(work.store.model, list(leaders), _receiver(sums, leaders, window)):
                 forward(window)
@@ -94,12 +114,13 @@ def _receiver(sums: dict[int, InputSums], leaders: dict[str, int], window: int) 
     return lambda name, call: sums[leaders[name]].update(call, held_back)
 
 
-def _new_sums(work: Work, group: Group) -> InputSums:
+def _new_sums(work: Work, group: Group, ranges_only: bool) -> InputSums:
     settings = work.settings
     layers = new_statistics(list(group), settings.recipe, False)
     ranges = {name: each.range_statistic for name, each in layers.items() if each.range_statistic is not None}
     needs = settings.rounding.NEEDS
-    return InputSums(group[0].name, Wanted(bool(needs), "held_back" in needs, settings.bias_correction), ranges=ranges)
+    wanted = Wanted(bool(needs), "held_back" in needs, settings.bias_correction)
+    return InputSums(group[0].name, Wanted(False, False, False) if ranges_only else wanted, ranges=ranges)
 
 
 def _gather(work: Work, fold: Fold, owner: int) -> InputSums | None:

@@ -250,7 +250,7 @@ def _in_form(form: Any, hidden: Tensor) -> Any:
 
 @contextlib.contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     changed = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
     for config in changed:
         config.use_cache = False

@@ -87,7 +87,7 @@ class Checkpoint:
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         if tensor.numel() == 0:
             return tensor
-        flat = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        flat = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
             with entry.file.open("rb", buffering=0) as file:
                 file.seek(entry.start)
@@ -186,5 +186,3 @@ def _check_overlap(file: Path, entries: dict[str, Entry]) -> None:
         if entry.start < end:
             raise FewbitError(f"{file} is damaged: the tensor {name} lies on top of another")
         end = entry.start + entry.nbytes
-
-

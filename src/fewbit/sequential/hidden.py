@@ -54,7 +54,8 @@ class HiddenStates:
             return self._kept[window]
         assert self.folder is not None
         try:
-            return load(self._path(window).read_bytes())["state"]
+            state: Tensor = load(self._path(window).read_bytes())["state"]
+            return state
         except (OSError, SafetensorError, KeyError) as error:
             raise FewbitError(
                 f"{self._path(window)} is missing or damaged, so the interrupted run cannot go on; start it anew "

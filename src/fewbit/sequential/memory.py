@@ -10,11 +10,10 @@ from torch import nn
 from fewbit.calibrate.collect import Progress
 from fewbit.models import layout
 from fewbit.models.layout import Layout
-from fewbit.nn import kinds
 from fewbit.recipe import LayerPlan
 from fewbit.sequential.blocks import run_stacks, run_tail
-from fewbit.sequential.ranks import Ranks
-from fewbit.sequential.solve import Settings, solve_group
+from fewbit.sequential.packing import swap_tied
+from fewbit.sequential.solve import Settings
 from fewbit.sequential.windows import windows
 from fewbit.sequential.work import Work
 
@@ -71,17 +70,20 @@ def quantize_blocks(
     data = windows(batches, getattr(model, "main_input_name", "input_ids"))
     work = Work(InMemory(model), data, settings, plans, where.family == "generic", progress=progress)
     before, behind = outside(model, where, plans)
-    for plans_of_one in before:
-        solve_group(model, plans_of_one, None, data_free(settings), Ranks(), 0)
+    for tied in before:
+        swap_tied(model, tied, data_free(settings))
     run_stacks(work, where.stacks)
-    return work.notes + (run_tail(work, behind) if behind else [])
+    return work.notes + run_tail(work, behind, [plan for tied in before for plan in tied])
 
 
 def outside(
     model: nn.Module, where: Layout, plans: Sequence[LayerPlan]
 ) -> tuple[list[list[LayerPlan]], list[LayerPlan]]:
-    """The planned layers outside of the blocks: those that are rounded without data, tied ones together, and those behind
-    the last block."""
+    """The planned layers outside of the blocks.
+
+    Returns:
+        Those that are rounded without data, tied ones together, and those behind the last block.
+    """
     blocks = tuple(f"{block.name}." for block in where.blocks)
     names = [name for name, _ in model.named_modules()]
     last = max((names.index(block.name) for block in where.blocks), default=-1)
@@ -92,7 +94,7 @@ def outside(
     behind = [
         group[0]
         for group in tied.values()
-        if len(group) == 1 and names.index(group[0].name) > last and kinds.kind(model.get_submodule(group[0].name)) != "Embedding"
+        if len(group) == 1 and names.index(group[0].name) > last and group[0].kind != "Embedding"
     ]
     return [group for group in tied.values() if group[0] not in behind], behind
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewbit import algorithms
+from fewbit import algorithms, calibrate
 from fewbit.calibrate.gram import Statistics
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.nn import kinds
@@ -18,6 +18,8 @@ from fewbit.nn.build import build_layers
 from fewbit.nn.statistics import LayerStatistics, solve_input
 from fewbit.numbers.affine import check_finite
 from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.scale_type import fitting_spec
+from fewbit.numbers.spec import QSpec
 from fewbit.recipe import LayerPlan, Recipe
 from fewbit.sequential.ranks import Ranks
 from fewbit.sequential.sums import InputSums
@@ -51,6 +53,23 @@ class Settings:
         return bool(self.rounding.NEEDS)
 
 
+def with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
+    """The recipe with another choice of ranges: of activations where they are static, else of weights.
+
+    Raises:
+        FewbitError: There is no such calibrator.
+    """
+    if calibrator is not None:
+        calibrate.get(calibrator)
+        scheme = recipe.default()
+        static = scheme.activations is not None and not scheme.dynamic
+        recipe = replace(recipe, calibrator=calibrator) if static else replace(recipe, weight_calibrator=calibrator)
+    for name in (recipe.calibrator, recipe.weight_calibrator):
+        if name is not None:
+            calibrate.get(name)
+    return recipe
+
+
 def options_of(module: ModuleType, recipe: Recipe) -> Any:
     """The algorithm's ``Options`` under a recipe."""
     names = {field.name for field in fields(module.Options)}
@@ -58,9 +77,16 @@ def options_of(module: ModuleType, recipe: Recipe) -> Any:
 
 
 def quantized_weight_of(
-    matrix: Tensor, plan: LayerPlan, settings: Settings, statistics: Statistics | None
+    matrix: Tensor, plan: LayerPlan, settings: Settings, statistics: Statistics | None, spec: QSpec | None = None
 ) -> tuple[QTensor, bool]:
     """The codes of a weight matrix.
+
+    Args:
+        matrix: float32 ``[out, K]``.
+        plan: Of the layer.
+        settings: How.
+        statistics: Of the layer's input.
+        spec: Instead of the plan's, for a part of a matrix.
 
     Returns:
         The codes, and whether the algorithm fell back to rounding without data because there was none.
@@ -71,7 +97,8 @@ def quantized_weight_of(
     starved = settings.needs_data and statistics is None
     rounding = algorithms.get(DATA_FREE) if starved else settings.rounding
     options = options_of(rounding, settings.recipe)
-    return rounding.quantize_weight(matrix, plan.scheme.weights, options, name, statistics), starved
+    spec = fitting_spec(matrix, plan.scheme.weights) if spec is None else spec
+    return rounding.quantize_weight(matrix, spec, options, name, statistics), starved
 
 
 def solve_group(
@@ -103,7 +130,7 @@ def solve_group(
             matrix, codes, lacking = kinds.weight_matrix(module), None, False
             if ranks.rank == owner:
                 codes, lacking = quantized_weight_of(matrix, plan, settings, statistics)
-            codes, lacking = _shared(plan, codes, lacking, ranks, owner)
+            codes, lacking = _shared(codes, lacking, ranks, owner)
             starved += [plan.name] if lacking else []
             done[key] = (matrix, codes)
         weights[plan.name] = done[key]
@@ -133,16 +160,16 @@ def _known(plan: LayerPlan, sums: InputSums | None, mean: Tensor | None) -> Laye
     return known
 
 
-def _shared(plan: LayerPlan, codes: QTensor | None, lacking: bool, ranks: Ranks, owner: int) -> tuple[QTensor, bool]:
+def _shared(codes: QTensor | None, lacking: bool, ranks: Ranks, owner: int) -> tuple[QTensor, bool]:
     """What the owner computed, in every process."""
-    assert plan.scheme is not None
     parts: dict[str, Tensor | None] = {}
     if codes is not None:
         if ranks.size == 1:
             return codes, lacking
         parts = {"codes": codes.codes, "scale": codes.scale, "zero_point": codes.zero_point}
         parts |= {"lacking": torch.tensor(lacking), "shape": torch.tensor(codes.shape)}
+    spec = QSpec.parse(ranks.tell(None if codes is None else codes.spec.text, owner))
     got = ranks.share({name: part for name, part in parts.items() if part is not None}, owner)
     shape = tuple(int(size) for size in got["shape"])
-    made = QTensor(got["codes"], got["scale"], got.get("zero_point"), plan.scheme.weights, shape)
+    made = QTensor(got["codes"], got["scale"], got.get("zero_point"), spec, shape)
     return made, bool(got["lacking"])

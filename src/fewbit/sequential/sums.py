@@ -1,4 +1,4 @@
-"""What is known of an input that one or more layers of a block share: its Gram matrix, and ranges where they are static.
+"""What is known of an input that layers of a block share: its Gram matrix, and ranges where they are static.
 
 Sums of several leaves of the tree are joined in place, and may wait on disk for their neighbours.
 """

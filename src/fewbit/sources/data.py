@@ -1,7 +1,7 @@
 """A file or folder of data from the command line, made into batches that a model can be called with.
 
 ==========================  ==========================================================
-``folder/`` or ``.zip``     pictures, JPEG and PNG (:mod:`fewbit.sources.images`)
+``folder/`` or ``.zip``     pictures, JPEG and PNG (:mod:`fewbit.sources.images`), or a folder of text files
 ``.npy .npz .safetensors``  arrays, first axis the samples (:mod:`fewbit.sources.arrays`)
 ``.txt .md``                text, cut into windows of tokens (:mod:`fewbit.sources.text`)
 ==========================  ==========================================================
@@ -57,12 +57,13 @@ def load_data(
     suffix = path.suffix.lower()
     if not path.exists():
         raise FewbitError(f"{path} does not exist; data is {_KINDS}")
-    if path.is_dir() or suffix == ".zip":
+    is_text = suffix in text.SUFFIXES or (path.is_dir() and images.none_in(path) and bool(text.files(path)))
+    if not is_text and (path.is_dir() or suffix == ".zip"):
         image = image or ImageOptions()
         return images.load_images(path, model, batch_size=batch_size, limit=limit, options=image)
     if suffix in arrays.SUFFIXES:
         return arrays.load_arrays(path, batch_size=batch_size, limit=limit)
-    if suffix in text.SUFFIXES:
+    if is_text:
         return text.load_text(
             path,
             model,
@@ -74,4 +75,4 @@ def load_data(
     raise FewbitError(f"{path} is of no known kind; data is {_KINDS}")
 
 
-_KINDS = "a folder or .zip of pictures, a .txt file, or a .npy, .npz or .safetensors file of arrays"
+_KINDS = "a folder or .zip of pictures, a .txt file or a folder of them, or a .npy, .npz or .safetensors file of arrays"

@@ -57,6 +57,11 @@ def load_images(
     return Batches(len(names), batch_size, make, describe=f"{len(names)} pictures of {path.name}")
 
 
+def none_in(folder: Path) -> bool:
+    """Whether a folder holds no picture."""
+    return not _Folder(folder).names
+
+
 class _Folder:
     """Pictures below a folder, hidden ones left out."""
 

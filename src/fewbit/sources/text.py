@@ -1,4 +1,4 @@
-"""A text file, cut into windows of tokens.
+"""Text files, cut into windows of tokens.
 
 The text is tokenized as one, and cut into windows of ``length`` tokens, among them the special tokens that
 the model expects around every sequence (``[CLS]`` … ``[SEP]``, ``<bos>``). Windows do not overlap. What is
@@ -8,6 +8,7 @@ else: so no batch needs padding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,19 +53,44 @@ def load_text(
     """
     if tokenizer_dir is None:
         raise FewbitError(f"{path} is text: name a Hugging Face folder that holds the model's tokenizer")
+    text = "\n\n".join(_read(file) for file in files(path))
+    ids = windows(text, load_tokenizer(tokenizer_dir), _length(options.length, model), str(path))
+    return _batches(ids[spread(len(ids), limit)], batch_size, path.name)
+
+
+def text_batches(
+    texts: Sequence[str], tokenizer_dir: Path, model: nn.Module | None, *, limit: int | None, options: TextOptions
+) -> Batches:
+    """Batches of one window each of texts at hand, as :func:`load_text` makes them of a file.
+
+    Raises:
+        FewbitError: There is no tokenizer or no text.
+    """
+    joined = "\n\n".join(texts)
+    ids = windows(joined, load_tokenizer(tokenizer_dir), _length(options.length, model), "the calibration data")
+    return _batches(ids[spread(len(ids), limit)], 1, f"{len(texts)} texts")
+
+
+def files(path: Path) -> list[Path]:
+    """The text files that a path means: itself, or those in a folder, in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    return sorted(each for each in path.rglob("*") if each.is_file() and each.suffix.lower() in SUFFIXES)
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FewbitError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    ids = windows(text, load_tokenizer(tokenizer_dir), _length(options.length, model), str(path))
-    ids = ids[spread(len(ids), limit)]
 
+
+def _batches(ids: torch.Tensor, batch_size: int, name: str) -> Batches:
     def make(start: int, stop: int) -> Batch:
         part = ids[start:stop]
         return {"input_ids": part, "attention_mask": torch.ones_like(part)}
 
-    describe = f"{len(ids)} windows of {ids.shape[1]} tokens of {path.name}"
-    return Batches(len(ids), batch_size, make, describe=describe)
+    return Batches(len(ids), batch_size, make, describe=f"{len(ids)} windows of {ids.shape[1]} tokens of {name}")
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -78,12 +78,14 @@ def build(described: Json) -> nn.Module:
         ValueError: It is not of `describe`'s form, or names a layer that is not allowed.
     """
     if isinstance(described, dict) and "weight" in described:
-        return quantized.QuantizedWeight.from_config(members_of(described, {"weight": dict})["weight"]).eval()
+        with torch.device("meta"):
+            return quantized.QuantizedWeight.from_config(members_of(described, {"weight": dict})["weight"]).eval()
     if isinstance(described, dict) and "layer" in described:
         config = members_of(described, {"layer": dict})["layer"]
         if config.get("class") not in quantized.LAYERS:
             raise ValueError(f"the unknown layer {str(config.get('class'))[:40]!r}")
-        return quantized.LAYERS[config["class"]].from_config(config).eval()
+        with torch.device("meta"):
+            return quantized.LAYERS[config["class"]].from_config(config).eval()
     members = members_of(described, {"nn": str, "arguments": dict})
     if members["nn"] not in LAYERS:
         raise ValueError(f"the unknown layer {members['nn'][:40]!r}")

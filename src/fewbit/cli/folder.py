@@ -1,0 +1,99 @@
+"""``fewbit quantize FOLDER``: a Hugging Face folder, streamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbit.cli.options import DataOptions, parse_bytes
+from fewbit.cli.session import Session
+from fewbit.errors import FewbitError
+
+if TYPE_CHECKING:
+    from fewbit.cli.quantize import Job
+    from fewbit.sequential.windows import Window
+
+_WINDOWS, _LENGTH = 64, 512
+
+
+def streams(job: Job, options: DataOptions) -> bool:
+    """Whether a job goes from folder to folder: a Hugging Face folder, unless its model has to be in memory as a whole.
+
+    That is so for batch norm, which is folded, and for data on a model without blocks.
+    """
+    folder = Path(job.source)
+    if job.format != "native" or not (folder / "config.json").is_file() or (folder / "fewbit.json").exists():
+        return False
+    # Before the first product: the same bits on any number of threads (Intel MKL's conditional reproducibility).
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    from torch import nn
+
+    from fewbit.models import layout
+    from fewbit.sequential.skeleton import skeleton
+
+    model = skeleton(folder)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return False
+    return options.path is None or bool(layout(model).blocks)
+
+
+def run_folder(session: Session, job: Job, options: DataOptions) -> None:
+    """Quantize a folder, and tell what was done.
+
+    Raises:
+        FewbitError: Something the user named cannot be used.
+    """
+    from fewbit.cli.quantize import document_of, shown
+    from fewbit.nn import attach_info
+    from fewbit.recipe import as_recipe
+    from fewbit.sequential.folder import FolderJob, quantize_folder
+    from fewbit.sequential.ranks import torchrun
+    from fewbit.sequential.solve import Settings, with_calibrator
+
+    recipe = with_calibrator(as_recipe(job.recipe), job.calibrator)
+    windows, told = _windows(Path(job.source), options)
+    folder = FolderJob(
+        Path(job.source),
+        job.output,
+        Settings(recipe, job.algorithm, job.bias_correction),
+        windows,
+        job.streaming.dtype,
+        parse_bytes(job.streaming.memory),
+        job.overwrite,
+        job.streaming.restart,
+    )
+    with torchrun() as ranks:
+        result = quantize_folder(folder, session.progress if ranks.first else None, ranks)
+        if not ranks.first:
+            return
+    attach_info(result.quantized, result.info)
+    document = document_of(job, result.original, result.quantized)
+    document["data"] = told
+    document["notes"] = [*([f"calibrated on {told}"] if told else []), *document["notes"]]
+    session.result(document, *shown(document))
+
+
+def _windows(folder: Path, options: DataOptions) -> tuple[list[Window] | None, str | None]:
+    """The calibration windows, and what they are."""
+    if options.path is None:
+        return None, None
+    from fewbit.sequential.skeleton import skeleton
+    from fewbit.sequential.windows import windows
+    from fewbit.sources import TextOptions, load_data
+    from fewbit.sources.huggingface import tokenizer_folder
+
+    model: Any = skeleton(folder)
+    batches = load_data(
+        options.path,
+        model,
+        batch_size=1,
+        limit=options.samples or _WINDOWS,
+        tokenizer_dir=tokenizer_folder(folder),
+        image=options.image(),
+        text_options=TextOptions(length=options.tokens or _LENGTH),
+    )
+    found = windows(batches, getattr(model, "main_input_name", "input_ids"))
+    if not found:
+        raise FewbitError(f"{options.path} holds no data")
+    return found, batches.describe

@@ -1,0 +1,93 @@
+"""The last step of a streamed run: ``fewbit.json`` and the small files beside the finished parts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fewbit.errors import FewbitError
+from fewbit.formats import architecture, native
+from fewbit.nn import QuantizationInfo
+from fewbit.nn.swap import quantized_weight, restore_layer
+from fewbit.recipe import LayerPlan
+from fewbit.sequential.skeleton import skeleton
+from fewbit.sequential.solve import Settings
+from fewbit.sequential.streamed import Streamed
+
+if TYPE_CHECKING:
+    from fewbit.sequential.folder import FolderResult
+
+
+def assemble(
+    source: Path, files: Path, store: Streamed, plans: Sequence[LayerPlan], settings: Settings, notes: Sequence[str]
+) -> FolderResult:
+    """Describe the model that the finished parts make up, and write it down.
+
+    Args:
+        source: The Hugging Face folder.
+        files: The folder of the finished parts.
+        store: With the journal.
+        plans: Of all layers.
+        settings: How they were quantized.
+        notes: Of the whole run; the parts' own come behind.
+
+    Raises:
+        FewbitError: A part is missing.
+    """
+    from fewbit.sequential.folder import FolderResult
+
+    records = []
+    for part in store.parts:
+        if not store.finished(part):
+            raise FewbitError(f"the part {part} was not finished; run the same command again")
+        records.append(store.journal.records[part])
+    notes = [*notes, *(note for record in records for note in record["notes"])]
+    model = _restored(skeleton(source), records)
+    info = QuantizationInfo(
+        settings.recipe.to_dict(),
+        settings.algorithm,
+        list(notes),
+        [],
+        {plan.name: plan.reason for plan in plans if plan.scheme is None},
+    )
+    stored = {name for record in records for name in record["stored"]}
+    if store.ranks.first:
+        weights: list[Any] = [{key: record[key] for key in ("file", "bytes", "sha256")} for record in records]
+        description = architecture.describe(model)
+        native.write_manifest(files, description, weights, info, str(source), _aliases(model, stored))
+        for name in sorted(native.COMPANIONS):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, files / name)
+    return FolderResult(files, store.model.to(store.dtype), model, info)
+
+
+def _restored(model: nn.Module, records: Sequence[dict[str, Any]]) -> nn.Module:
+    """The skeleton with empty quantized layers in the places of the float ones."""
+    with torch.device("meta"):
+        for record in records:
+            for name, config in record["layers"].items():
+                model = restore_layer(model, name, config)
+    for record in records:
+        for name, first in record["tied"].items():
+            owner = quantized_weight(model.get_submodule(name))
+            owner.packed = quantized_weight(model.get_submodule(first)).packed
+    return model
+
+
+def _aliases(model: nn.Module, stored: set[str]) -> dict[str, str]:
+    """The names under which no tensor is stored, each with the name of the same tensor that is."""
+    by_tensor: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if name in stored:
+            by_tensor.setdefault(id(tensor), name)
+    missing = [name for name, tensor in state.items() if name not in stored and id(tensor) not in by_tensor]
+    if missing or stored - state.keys():
+        odd = min(missing or stored - state.keys())
+        raise FewbitError(f"the tensor {odd} does not fit the model; please report this with the config.json")
+    return {name: by_tensor[id(tensor)] for name, tensor in state.items() if name not in stored}
