@@ -79,7 +79,7 @@ class Skips(nn.Module):
 
 def test_a_model_that_skips_blocks_is_told() -> None:
     names = [f"blocks.{i}" for i in range(3)]
-    with pytest.raises(FewbitError, match="called 1 of the 3 blocks from blocks.0 on"):
+    with pytest.raises(FewbitError, match=r"called 1 of the 3 blocks from blocks\.0 on"):
         capture(Skips(), {"x": torch.ones(1, 4)}, names, [], Interned())
 
 

@@ -70,7 +70,7 @@ def test_missing_files_and_tensors_are_named(folder: Path, tmp_path: Path) -> No
     (folder / "two.safetensors").unlink()
     with pytest.raises(FewbitError, match=r"two\.safetensors is missing"):
         Checkpoint(folder)
-    with pytest.raises(FewbitError, match="holds no .safetensors weights"):
+    with pytest.raises(FewbitError, match=r"holds no \.safetensors weights"):
         Checkpoint(tmp_path / "nowhere")
 
 

@@ -10,9 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tiny_models import inputs, tiny
 
 from fewbit.errors import FewbitError
+from fewbit.recipe import as_recipe
+from fewbit.sequential.folder import FolderJob, quantize_folder
 from fewbit.sequential.ranks import Ranks, torchrun
+from fewbit.sequential.solve import Settings
+from fewbit.sequential.windows import windows
 
 
 def test_alone_everything_is_its_own() -> None:
@@ -48,13 +53,31 @@ def _process(rank: int, port: int, folder: str) -> None:
             ranks.agree(FewbitError("mine") if rank == 1 else None)
         except FewbitError as error:
             (Path(folder) / str(rank)).write_text(str(error))
+        _quantize(Path(folder), "two processes", ranks)
     assert not dist.is_initialized()
+
+
+def _quantize(folder: Path, name: str, ranks: Ranks) -> None:
+    """With data for GPTQ-like sums, and without."""
+    for scheme, algorithm, rows in (("W4A16-g16", "awq", 5), ("W8A8-dynamic", "rtn", 0)):
+        data = windows([inputs("qwen2_moe", batch=rows)]) if rows else None
+        settings = Settings(as_recipe(scheme), algorithm)
+        quantize_folder(FolderJob(folder / "model", folder / name / algorithm, settings, data), ranks=ranks)
 
 
 def test_two_processes(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
+    tiny("qwen2_moe").save_pretrained(tmp_path / "model")
     mp.spawn(_process, args=(port, str(tmp_path)), nprocs=2)
     assert (tmp_path / "1").read_text() == "mine"
     assert "process 1 of 2 failed" in (tmp_path / "0").read_text()
+    _quantize(tmp_path, "one process", Ranks())
+    for algorithm in ("awq", "rtn"):
+        one, two = tmp_path / "one process" / algorithm, tmp_path / "two processes" / algorithm
+        names = {path.name for path in one.iterdir()}
+        assert names == {path.name for path in two.iterdir()}
+        assert len(names) > 4
+        for name in names:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name

@@ -20,7 +20,8 @@ _WINDOWS, _LENGTH = 64, 512
 def streams(job: Job, options: DataOptions) -> bool:
     """Whether a job goes from folder to folder: a Hugging Face folder, unless its model has to be in memory as a whole.
 
-    That is so for batch norm, which is folded, and for data on a model without blocks.
+    That is so for batch norm, which is folded, for data on a model without blocks, and for algorithms that prepare the
+    float model (``rotation``, ``awq``, ``smoothquant``).
     """
     folder = Path(job.source)
     if job.format != "native" or not (folder / "config.json").is_file() or (folder / "fewbit.json").exists():
@@ -30,8 +31,11 @@ def streams(job: Job, options: DataOptions) -> bool:
     from torch import nn
 
     from fewbit.models import layout
+    from fewbit.nn.prepare import split_name
     from fewbit.sequential.skeleton import skeleton
 
+    if split_name(job.algorithm)[0]:
+        return False  # these steps change the float model as a whole
     model = skeleton(folder)
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return False

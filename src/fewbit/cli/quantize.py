@@ -39,7 +39,8 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     Raises:
         FewbitError: Something the user named cannot be used; nothing is left at the output then.
     """
-    check_output(job.output, folder=True, overwrite=job.overwrite)
+    if not job.output.with_name(f"{job.output.name}.partial").is_dir():  # else a run may have been killed at its end
+        check_output(job.output, folder=True, overwrite=job.overwrite)
     _check_names(job)
     options.check()
     from fewbit.cli.folder import run_folder, streams
@@ -47,6 +48,7 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     if streams(job, options):
         run_folder(session, job, options)
     else:
+        check_output(job.output, folder=True, overwrite=job.overwrite)
         _run_in_memory(session, job, options)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from fewbit.errors import FewbitError
 from fewbit.formats import architecture, native
 from fewbit.nn import QuantizationInfo
+from fewbit.nn.experts import split_experts
 from fewbit.nn.swap import quantized_weight, restore_layer
 from fewbit.recipe import LayerPlan
 from fewbit.sequential.skeleton import skeleton
@@ -47,7 +48,9 @@ def assemble(
             raise FewbitError(f"the part {part} was not finished; run the same command again")
         records.append(store.journal.records[part])
     notes = [*notes, *(note for record in records for note in record["notes"])]
-    model = _restored(skeleton(source), records)
+    model = skeleton(source)
+    split_experts(model)
+    model = _restored(model, records)
     info = QuantizationInfo(
         settings.recipe.to_dict(),
         settings.algorithm,

@@ -51,7 +51,7 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
     if not starved:
         return []
     more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
-    return [f"{starved[0]}{more} saw no calibration data and were rounded without it"]
+    return [f"{starved[0]}{more} saw no calibration data and were quantized without it"]
 
 
 def set_ranges(work: Work, plans: Sequence[LayerPlan], forward: Callable[[int], object]) -> None:

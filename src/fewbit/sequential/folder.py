@@ -24,6 +24,7 @@ from fewbit.formats import native
 from fewbit.models import layout
 from fewbit.models.layout import Layout
 from fewbit.nn import QuantizationInfo, kinds
+from fewbit.nn.experts import split_experts
 from fewbit.nn.plan import check_plans, join_tied
 from fewbit.recipe import LayerPlan, Recipe
 from fewbit.sequential import datafree
@@ -32,6 +33,7 @@ from fewbit.sequential.blocks import is_static, run_stacks, run_tail
 from fewbit.sequential.checkpoint import Checkpoint
 from fewbit.sequential.journal import Journal
 from fewbit.sequential.memory import data_free, outside
+from fewbit.sequential.names import origins, split_origins
 from fewbit.sequential.packing import swap_tied
 from fewbit.sequential.ranks import Ranks
 from fewbit.sequential.skeleton import float_dtype, skeleton
@@ -100,8 +102,10 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
         FewbitError: The folder or the recipe cannot be used, or an interrupted run with other arguments is in the way.
     """
     ranks = Ranks.current() if ranks is None else ranks
-    native.check_target(job.output, job.overwrite)
     model, checkpoint = skeleton(job.source), Checkpoint(job.source)
+    found, unused = origins(model, checkpoint.entries)
+    found = split_origins(model, found)
+    split_experts(model)
     where = layout(model)
     plans, notes = _plans(model, job.settings.recipe)
     run = Run(job, ranks)
@@ -109,13 +113,14 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
     store = Streamed(
         model,
         checkpoint,
+        found,
         [block.name for block in where.blocks],
         run.journal,
         run.files,
         float_dtype(job.source, job.dtype),
         ranks,
     )
-    notes = [*notes, *store.notes]
+    notes += [_unused_note(unused)] if unused else []
     if job.settings.needs_data or _static(plans) or (job.windows is not None and _has_bias(model, plans)):
         _calibrated(job, store, where, plans, run, progress)
     else:
@@ -167,6 +172,10 @@ class Run:
     def _open(self, checkpoint: Checkpoint) -> None:
         if self.job.restart:
             shutil.rmtree(self.folder, ignore_errors=True)
+        if killed_at_the_end(self.target):
+            self.journal.start(self._arguments(checkpoint))
+            os.replace(self.target, self.files)
+        native.check_target(self.target, self.job.overwrite)
         self.files.mkdir(parents=True, exist_ok=True)
         for part in (*self.files.glob(".*.partial"), *self.work.rglob(".*.partial")):
             part.unlink()  # what a killed process had begun
@@ -187,6 +196,12 @@ class Run:
         }
 
 
+def killed_at_the_end(output: Path) -> bool:
+    """Whether a run was killed after its output was in place and before it had cleaned up."""
+    folder = output.with_name(f"{output.name}.partial")
+    return (folder / "run.json").is_file() and not (folder / "files").exists() and (output / "fewbit.json").is_file()
+
+
 def _plans(model: nn.Module, recipe: Recipe) -> tuple[list[LayerPlan], list[str]]:
     plans, notes = join_tied(model, recipe.plan((name, kind) for name, _, kind in kinds.quantizable(model)))
     check_plans(plans)
@@ -195,6 +210,11 @@ def _plans(model: nn.Module, recipe: Recipe) -> tuple[list[LayerPlan], list[str]
 
 def _static(plans: Sequence[LayerPlan]) -> bool:
     return any(map(is_static, plans))
+
+
+def _unused_note(unused: Sequence[str]) -> str:
+    more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+    return f"the checkpoint's {unused[0]}{more} belong to no part of the model and were left out"
 
 
 def _has_bias(model: nn.Module, plans: Sequence[LayerPlan]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewbit.errors import FewbitError
+from fewbit.nn.experts import is_fused
 
 
 @dataclass
@@ -51,6 +52,55 @@ class Origin:
                 f"the tensors {self.keys[0][0]} … cannot be converted to {self.parameters[0]}: {error}"
             ) from error
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+@dataclass
+class SplitOrigin(Origin):
+    """Fused experts, cut into the weights that :func:`fewbit.nn.experts.split_experts` names."""
+
+    fused: Origin | None = None
+
+    def make(self, model: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The experts' weights."""
+        assert self.fused is not None
+        return {
+            name: part
+            for fused, whole in self.fused.make(model, read).items()
+            for name, part in zip(_expert_names(fused, len(whole)), _expert_parts(fused, whole))
+        }
+
+
+def split_origins(model: nn.Module, found: dict[str, Origin]) -> dict[str, Origin]:
+    """The origins of a model's parameters after its fused experts were split.
+
+    Args:
+        model: As it was before.
+        found: Its origins.
+    """
+    fused = [f"{name}." for name, module in model.named_modules() if is_fused(module)]
+    if not fused:
+        return found
+    state = model.state_dict()
+    made: dict[str, Origin] = {}
+    for name, origin in found.items():
+        if not name.startswith(tuple(fused)):
+            made[name] = origin
+            continue
+        names = [part for target in origin.parameters for part in _expert_names(target, len(state[target]))]
+        made.update(dict.fromkeys(names, SplitOrigin(names, origin.keys, None, origin)))
+    return made
+
+
+def _expert_names(fused: str, experts: int) -> list[str]:
+    owner, _, key = fused.rpartition(".")
+    parts = ("gate_proj", "up_proj") if key == "gate_up_proj" else (key,)
+    return [f"{owner}.{number}.{part}.weight" for number in range(experts) for part in parts]
+
+
+def _expert_parts(fused: str, whole: Tensor) -> list[Tensor]:
+    if not fused.endswith("gate_up_proj"):
+        return list(whole)
+    return [part for expert in whole for part in expert.chunk(2, dim=0)]
 
 
 def origins(model: nn.Module, keys: Iterable[str]) -> tuple[dict[str, Origin], list[str]]:

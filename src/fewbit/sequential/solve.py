@@ -15,6 +15,7 @@ from fewbit.calibrate.gram import Statistics
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.nn import kinds
 from fewbit.nn.build import build_layers
+from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer
 from fewbit.nn.statistics import LayerStatistics, solve_input
 from fewbit.numbers.affine import check_finite
 from fewbit.numbers.qtensor import QTensor
@@ -135,9 +136,21 @@ def solve_group(
             done[key] = (matrix, codes)
         weights[plan.name] = done[key]
         known[plan.name] = _known(plan, sums, _mean(model, plan, sums, settings, ranks, owner))
-    inputs = {plan.name: solve_input(plan, known[plan.name], settings.recipe) for plan in plans}
+    inputs = {plan.name: _input(plan, known[plan.name], settings.recipe) for plan in plans}
+    starved += [name for name in inputs if name not in starved and _unseen(known[name])]
     build_layers(model, list(plans), weights, inputs, known)
     return starved
+
+
+def _input(plan: LayerPlan, known: LayerStatistics, recipe: Recipe) -> InputQuantizer | None:
+    """The input quantizer; activations of a layer that saw no data get their range when they come."""
+    if not _unseen(known):
+        return solve_input(plan, known, recipe)
+    return DynamicQuantizer(QSpec.parse("int8/token/sym"))
+
+
+def _unseen(known: LayerStatistics) -> bool:
+    return known.range_statistic is not None and known.range_statistic.count == 0
 
 
 def _mean(

@@ -6,7 +6,7 @@ written to a file of its own and becomes empty again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fewbit.formats import _tensors
 from fewbit.nn import layer_config, quantized_layers
 from fewbit.sequential.checkpoint import Checkpoint
 from fewbit.sequential.journal import Journal
-from fewbit.sequential.names import Origin, origins
+from fewbit.sequential.names import Origin
 from fewbit.sequential.ranks import Ranks
 
 #: The part that holds everything outside of the blocks.
@@ -32,14 +32,12 @@ class Streamed:
     Args:
         model: The skeleton.
         checkpoint: Its tensors.
+        origins: Which of them make which parameters.
         blocks: The names of its blocks.
         journal: Of the run.
         folder: Where finished parts are written.
         dtype: The type in which what stays float is written.
         ranks: The processes; the first one writes what all have.
-
-    Attributes:
-        notes: Sentences on what in the checkpoint was not used.
 
     Raises:
         FewbitError: The checkpoint lacks a tensor of the model.
@@ -49,6 +47,7 @@ class Streamed:
         self,
         model: nn.Module,
         checkpoint: Checkpoint,
+        origins: Mapping[str, Origin],
         blocks: Sequence[str],
         journal: Journal,
         folder: Path,
@@ -58,12 +57,11 @@ class Streamed:
         self.model, self.checkpoint, self.blocks = model, checkpoint, tuple(blocks)
         self.journal, self.folder, self.dtype, self.ranks = journal, folder, dtype, ranks
         self.parts = (*self.blocks, OUTSIDE)
-        self.origins, unused = origins(model, checkpoint.entries)
+        self.origins = origins
         self.canonical = _canonical(model)
         self._alike: dict[str, list[str]] = {}
         for name, first in self.canonical.items():
             self._alike.setdefault(first, []).append(name)
-        self.notes = [_unused_note(unused)] if unused else []
         self._float = _tables(model)
         self._check_complete()
 
@@ -225,8 +223,3 @@ def _tables(model: nn.Module) -> list[tuple[str, nn.Module, Tables]]:
         (path, module, (dict(module._parameters), dict(module._buffers), dict(module._modules)))
         for path, module in model.named_modules()
     ]
-
-
-def _unused_note(unused: Sequence[str]) -> str:
-    more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-    return f"the checkpoint's {unused[0]}{more} belong to no part of the model and were left out"

@@ -1,0 +1,99 @@
+"""``fewbit quantize FOLDER`` from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import tiny_folder
+from typer.testing import CliRunner
+
+import fewbit
+from fewbit.cli import app
+from fewbit.nn import quantized_layers
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "texts").mkdir()
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / "texts" / name).write_text("the quick brown fox jumps over the lazy dog. " * 12)
+    return tiny_folder(tmp_path / "model", "llama")
+
+
+def quantize(source: Path, *more: Any) -> Any:
+    done = CliRunner().invoke(app, ["quantize", str(source), *map(str, more), "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_without_data(source: Path, tmp_path: Path) -> None:
+    code, told = quantize(source, "-r", "W4A16-g16", "-o", tmp_path / "out")
+    assert code == 0, told
+    assert (told["data"], told["algorithm"], told["folded"]) == (None, "rtn", [])
+    assert len(told["layers"]) == 16
+    layer = next(each for each in told["layers"] if each["name"] == "model.layers.0.mlp.up_proj")
+    assert (layer["weights"], layer["parameters"], layer["bytes_before"]) == ("int4/g16/sym/f16", 2048, 8192)
+    assert layer["bytes_after"] == 2048 // 2 + 2048 // 16 * 2
+    assert told["file_after"] == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert len(quantized_layers(fewbit.load(tmp_path / "out"))) == 16
+
+
+@pytest.mark.parametrize("data", ["texts", "texts/one.txt"])
+def test_windows_of_text_are_stated(source: Path, tmp_path: Path, data: str) -> None:
+    more = ("--data", tmp_path / data, "--windows", 3, "--length", 10)
+    code, told = quantize(source, "-r", "W8A8", "-o", tmp_path / "out", *more)
+    assert code == 0, told
+    assert told["data"] == f"3 windows of 10 tokens of {Path(data).name}"
+    assert f"calibrated on {told['data']}" in told["notes"]
+    assert all("static" in layer["input"] or "uint8" in layer["input"] for layer in told["layers"][1:])
+
+
+def test_a_length_of_512_and_64_windows_are_the_default(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("abcdefgh " * 5000)
+    code, told = quantize(source, "-r", "W8A8", "-o", tmp_path / "out", "--data", tmp_path / "long.txt")
+    assert code == 0, told
+    assert told["data"] == "64 windows of 512 tokens of long.txt"
+
+
+def test_a_picture_is_what_a_person_sees(source: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["quantize", str(source), "-r", "W8A16", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0
+    assert "16 layers quantized, 0 left in float" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--memory", "lots"], "--memory takes a size"),
+        (["--memory", "0"], "--memory takes a size"),
+        (["--dtype", "int3"], "--dtype takes"),
+        (["--recipe", "W8A8"], "needs calibration data"),
+        (["--algorithm", "magic"], "no algorithm is called 'magic'"),
+        (["--data", "nowhere.txt"], "nowhere.txt does not exist"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(source: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    code, told = quantize(source, "-o", tmp_path / "out", *(["-r", "W4A16"] if "--recipe" not in more else []), *more)
+    assert code == 2
+    assert said in told["error"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_kept(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        code, told = quantize(source, "-r", "W8A16", "-o", tmp_path / "out", *more)
+        assert code == 2, told
+    assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("break_it", [lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.unlink()])
+def test_a_broken_folder_is_one_sentence(source: Path, tmp_path: Path, break_it: Callable[[Path], object]) -> None:
+    break_it(source / "model.safetensors")
+    code, told = quantize(source, "-r", "W8A16", "-o", tmp_path / "out")
+    assert code == 2
+    assert "safetensors" in told["error"]
