@@ -93,7 +93,7 @@ struct Kernels {
   void (*pack)(const uint8_t* codes, int64_t count, int bits, uint8_t* out);
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
   /// The error of every candidate, [rows][candidates], as if no column made up for another.
-  void (*weigh)(const PlaneProblem& problem, int64_t first, int64_t count);
+  void (*weigh)(const PlaneProblem& problem, int32_t power, int64_t first, int64_t count);
   /// Rows `first` to `first + count - 1`; scratch holds 3 * 16 * cols values.
   void (*nearest_plane)(const PlaneProblem& problem, int64_t first, int64_t count, float* scratch);
   void (*descend)(const DescentProblem& problem, int64_t first, int64_t count);

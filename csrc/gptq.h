@@ -70,8 +70,9 @@ inline void carry_on(const Tile& tile, const float* factor_row, int64_t from, in
   }
 }
 
-/// What each candidate would leave of a row's columns if none made up for another, sixteen at a time.
-void weigh(const PlaneProblem& problem, int64_t first, int64_t rows) {
+/// What each candidate would leave of a row's columns if none made up for another, sixteen at a time: the sum
+/// of its magnitudes to the power of 2, 3 or 4.
+void weigh(const PlaneProblem& problem, int32_t power, int64_t first, int64_t rows) {
   const int64_t cols = problem.cols, per = problem.candidates;
   for (int64_t row = first; row < first + rows; ++row) {
     const float *weight = problem.weight + row * cols, *carry = problem.carry + row * cols;
@@ -91,7 +92,8 @@ void weigh(const PlaneProblem& problem, int64_t first, int64_t rows) {
         for (int64_t l = 0; l < kProblems; ++l) {
           const float q = nearest_even(clamped(wanted * inverse[l], lowest[l], highest[l]));
           const float left = (wanted - scale[l] * q) * diagonal;
-          error[l] += left * left;
+          const float square = left * left;
+          error[l] += power == 2 ? square : power == 3 ? square * (left < 0 ? -left : left) : square * square;
         }
       }
       for (int64_t l = 0; l < kProblems && t + l < per; ++l) problem.error[row * per + t + l] = error[l];

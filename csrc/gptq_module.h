@@ -57,11 +57,13 @@ inline PlaneProblem plane_problem(const Input& weight, const Input& carry, const
 }
 
 inline void weigh(const Kernels& with, const Input& weight, const Input& carry, const Input& factor,
-                  const Input& scale, const Input& zero, int32_t qmin, int32_t qmax, const Output& error) {
+                  const Input& scale, const Input& zero, int32_t qmin, int32_t qmax, int32_t power,
+                  const Output& error) {
+  if (power < 2 || power > 4) refuse("`power` is " + std::to_string(power) + ", but must be 2, 3 or 4");
   PlaneProblem p = plane_problem(weight, carry, factor, scale, zero, false, qmin, qmax);
   p.error = memory<float>(error, "error", {p.rows, p.candidates});
   const nb::gil_scoped_release free;
-  passes::weigh(with, p);
+  passes::weigh(with, p, power);
 }
 
 inline void nearest_plane(const Kernels& with, const Input& weight, const Input& carry, const Input& factor,
@@ -106,10 +108,10 @@ inline void gptq_module(nb::module_& m, const Kernels* const& active) {
   m.def(
       "weigh",
       [&active](const Input& weight, const Input& carry, const Input& factor, const Input& scale,
-                const Input& zero, int32_t qmin, int32_t qmax, const Output& error) {
-        weigh(*active, weight, carry, factor, scale, zero, qmin, qmax, error);
+                const Input& zero, int32_t qmin, int32_t qmax, int32_t power, const Output& error) {
+        weigh(*active, weight, carry, factor, scale, zero, qmin, qmax, power, error);
       },
-      "weight"_a, "carry"_a, "factor"_a, "scale"_a, "zero"_a, "qmin"_a, "qmax"_a, "error"_a);
+      "weight"_a, "carry"_a, "factor"_a, "scale"_a, "zero"_a, "qmin"_a, "qmax"_a, "power"_a, "error"_a);
   m.def(
       "nearest_plane",
       [&active](const Input& weight, const Input& carry, const Input& factor, const Input& scale,

@@ -164,9 +164,9 @@ void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, b
             });
 }
 
-void weigh(const Kernels& with, const PlaneProblem& problem) {
+void weigh(const Kernels& with, const PlaneProblem& problem, int32_t power) {
   for_rows({problem.rows, problem.cols}, kSearch,
-           [&](int64_t first, int64_t rows, int) { with.weigh(problem, first, rows); });
+           [&](int64_t first, int64_t rows, int) { with.weigh(problem, power, first, rows); });
 }
 
 void nearest_plane(const Kernels& with, const PlaneProblem& problem) {

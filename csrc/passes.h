@@ -34,7 +34,7 @@ double peak(const Kernels& with, Peak what, int64_t pieces, int64_t rounds);
 uint64_t read_memory(const Kernels& with, const uint64_t* data, int64_t count);
 void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, uint8_t* out);
 void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
-void weigh(const Kernels& with, const PlaneProblem& problem);
+void weigh(const Kernels& with, const PlaneProblem& problem, int32_t power);
 void nearest_plane(const Kernels& with, const PlaneProblem& problem);
 void descend(const Kernels& with, const DescentProblem& problem, int64_t rows);
 

@@ -187,12 +187,21 @@ def pack(codes: Array, bits: int, out: Array) -> None:
     """
 
 def weigh(
-    weight: Array, carry: Array, factor: Array, scale: Array, zero: Array, qmin: int, qmax: int, error: Array
+    weight: Array,
+    carry: Array,
+    factor: Array,
+    scale: Array,
+    zero: Array,
+    qmin: int,
+    qmax: int,
+    power: int,
+    error: Array,
 ) -> None:
     """The error of each row under each candidate, as if no column made up for another.
 
-    With ``wanted = weight_j + carry_j / factor_jj`` it is the sum of the squares of
-    ``(wanted - scale * round(wanted / scale)) * factor_jj``, codes within bounds, in float32 and in this order.
+    With ``wanted = weight_j + carry_j / factor_jj`` it is the sum over j of the magnitude of
+    ``(wanted - scale * round(wanted / scale)) * factor_jj`` to the given power, codes within bounds, in float32 and in
+    this order.
 
     Args:
         weight: float32 [R, C].
@@ -202,6 +211,7 @@ def weigh(
         zero: float32 [R, T], whole numbers within ±2^20.
         qmin: Smallest code.
         qmax: Largest code.
+        power: 2, 3 or 4.
         error: float32 [R, T], receives the errors.
     """
 

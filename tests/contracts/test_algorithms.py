@@ -49,8 +49,10 @@ def statistics(x: torch.Tensor) -> Statistics:
 
 
 def objective(algorithm, weight, t, seen: Statistics) -> float:
-    """What the algorithm promises to lower: the output error where it uses data, else the weight error."""
+    """What the algorithm promises to lower: its own objective; the output error where it uses data; else ‖D‖²."""
     change = t.dequantize() - weight
+    if hasattr(algorithm, "objective"):
+        return algorithm.objective(change)
     if algorithm.NEEDS:
         return float(output_error(change, seen.gram.matrix).sum())
     return float(change.double().square().sum())

@@ -57,8 +57,9 @@ def test_the_kernels_equal_their_twins_on_every_set(isa: str, rows: int, columns
         scale, zero = grid(rows, candidates)
         found = solver.nearest_plane(weight, carry, factor, scale, zero, BOUNDS, False)
         same(found, solver.nearest_plane_reference(weight, carry, factor, scale, zero, rounding, False))
-        weighed = solver.weigh(weight, carry, factor, scale, zero, BOUNDS)
-        assert torch.equal(weighed, solver.weigh_reference(weight, carry, factor, scale, zero, rounding))
+        for power in (2, 3, 4):
+            weighed = solver.weigh(weight, carry, factor, scale, zero, BOUNDS, power)
+            assert torch.equal(weighed, solver.weigh_reference(weight, carry, factor, scale, zero, rounding, power))
     scale, zero = grid(rows, columns)
     found = solver.nearest_plane(weight, carry, factor, scale, zero, BOUNDS, True)
     same(found, solver.nearest_plane_reference(weight, carry, factor, scale, zero, rounding, True))

@@ -7,7 +7,8 @@ Each module has
 - ``quantize_weight(weight, spec, options, name, statistics) -> QTensor`` on a matrix ``[out, K]``.
 
 What an algorithm lowers is the change D of the layer's output where it needs data, ``tr(D G Dᵀ)`` with the
-:class:`~fewbit.calibrate.gram.Gram` of the layer's input, and ``‖D‖²`` where it does not.
+:class:`~fewbit.calibrate.gram.Gram` of the layer's input, and ``‖D‖²`` where it does not, unless it defines an
+``objective(change)`` of its own.
 """
 
 from __future__ import annotations

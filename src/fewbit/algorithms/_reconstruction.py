@@ -1,7 +1,7 @@
 """Learned rounding: codes and scales of several weights at once, by gradient descent on what their layers put out.
 
-A part of a network (a block, or all of it) is seen through one callable: weights and inputs in, outputs out. Each weight
-is ``ŵ = s (1 + g) (clamp(round(u + v)) − z)``: u is the start's place on the grid, v in ±½ lets a code move to a
+A part of a network (a block, or all of it) is seen through one callable: weights and inputs in, outputs out. Each
+weight is ``ŵ = s (1 + g) (clamp(round(u + v)) − z)``: u is the start's place on the grid, v in ±½ lets a code move to a
 neighbour, g moves the scale of a group. Gradients pass the rounding unchanged. v goes by the sign of its gradient
 (AutoRound, arXiv 2309.05516, equation 5), everything continuous by Adam.
 """
@@ -98,11 +98,10 @@ def learn(part: Part, schedule: Schedule, progress: Progress | None = None) -> L
     taught, judged = _split(len(part.inputs), schedule.held_back)
     variables = {name: _Variable(part.weights[name], t) for name, t in part.start.items()}
     free = {name: value.detach().clone() for name, value in part.free.items()}
-    judge = lambda: _mean_loss(part, loss, {n: v.value() for n, v in variables.items()} | free, judged)  # noqa: E731
-    before = judge()
+    before = _mean_loss(part, loss, variables, free, judged)
     with torch.enable_grad():
         _descend(part, loss, schedule, variables, free, taught, progress)
-    after = judge()
+    after = _mean_loss(part, loss, variables, free, judged)
     if not after < before:
         return Learned(dict(part.start), dict(part.free), before, before)
     return Learned({name: v.qtensor() for name, v in variables.items()}, free, before, after)
@@ -169,7 +168,10 @@ def _split(count: int, held_back: int) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def _mean_loss(part: Part, loss: Loss, values: Mapping[str, Tensor], windows: Sequence[int]) -> float:
+def _mean_loss(
+    part: Part, loss: Loss, variables: Mapping[str, _Variable], free: Mapping[str, Tensor], windows: Sequence[int]
+) -> float:
+    values = {name: variable.value() for name, variable in variables.items()} | dict(free)
     losses = [float(loss(part.forward(values, part.inputs[i]), part.targets[i])) for i in windows]
     return sum(losses) / len(losses)
 
@@ -205,7 +207,9 @@ def _descend(
 
 
 def _adam(factors: list[Tensor], free: dict[str, Tensor], schedule: Schedule) -> torch.optim.Adam | None:
-    groups: list[dict[str, Any]] = [{"params": factors, "lr": schedule.scales, "full": schedule.scales}] if factors else []
+    groups: list[dict[str, Any]] = (
+        [{"params": factors, "lr": schedule.scales, "full": schedule.scales}] if factors else []
+    )
     for value in free.values() if schedule.free > 0 else ():
         rate = schedule.free * max(float(value.abs().mean()), 1e-3)
         groups.append({"params": [value.requires_grad_()], "lr": rate, "full": rate})

@@ -65,27 +65,44 @@ def nearest_plane(
 
 
 def weigh(
-    weight: Tensor, carry: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, bounds: tuple[int, int]
+    weight: Tensor,
+    carry: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    bounds: tuple[int, int],
+    power: int = 2,
 ) -> Tensor:
     """The error of each candidate, float32 ``[R, T]``, as if no column made up for another: what
-    :func:`nearest_plane` would find at a fraction of its cost, good enough to choose whom to show it."""
+    :func:`nearest_plane` would find at a fraction of its cost, good enough to choose whom to show it.
+
+    ``power`` (2, 3 or 4) is what the magnitudes of ``(w + carry_j / R_jj − ŵ) R_jj`` are raised to and then summed.
+    """
     tensors = (weight, carry, factor, scale, zero)
     native = dispatch.native_for(*tensors)
     if native is None or any(t.dtype != torch.float32 for t in tensors) or weight.numel() == 0:
-        return weigh_reference(weight, carry, factor, scale, zero, integers(*bounds))
+        return weigh_reference(weight, carry, factor, scale, zero, integers(*bounds), power)
     error = torch.empty(scale.shape)
-    native.weigh(*tensors, *bounds, error)
+    native.weigh(*tensors, *bounds, power, error)
     return error
 
 
 def weigh_reference(
-    weight: Tensor, carry: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, rounding: Rounding
+    weight: Tensor,
+    carry: Tensor,
+    factor: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    rounding: Rounding,
+    power: int = 2,
 ) -> Tensor:
     """The twin of the kernel, for any grid."""
     error = torch.zeros_like(scale)
     for j in range(weight.shape[1]):
         wanted = (weight[:, j] + carry[:, j] * (1 / factor[j, j]))[:, None]
-        error += ((wanted - scale * rounding(wanted * (1 / scale), zero)) * factor[j, j]).square()
+        left = (wanted - scale * rounding(wanted * (1 / scale), zero)) * factor[j, j]
+        square = left * left
+        error += square if power == 2 else square * (left.abs() if power == 3 else square)
     return error
 
 
