@@ -73,7 +73,7 @@ def test_a_qtensor_of_the_same_shape_no_worse_than_rounding_to_nearest(algorithm
 
 
 def test_what_needs_data_says_so_by_name(algorithm):
-    assert set(algorithm.NEEDS) <= {"gram"}
+    assert set(algorithm.NEEDS) <= {"gram", "held_back"}
     for missing in (None, Statistics(Gram(8, "my layer"))):
         if algorithm.NEEDS:
             with pytest.raises(FewbitError, match=r"my layer.*data.*rtn"):

@@ -3,7 +3,7 @@
 Each module has
 
 - ``Options``, a frozen dataclass whose defaults are right;
-- ``NEEDS``, the statistics it cannot do without: ``()`` or ``("gram",)``;
+- ``NEEDS``, what it makes use of: ``()``, ``("gram",)`` or ``("gram", "held_back")``; the first it cannot do without;
 - ``quantize_weight(weight, spec, options, name, statistics) -> QTensor`` on a matrix ``[out, K]``.
 
 What an algorithm lowers is the change D of the layer's output where it needs data, ``tr(D G Dᵀ)`` with the

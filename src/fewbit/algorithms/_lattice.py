@@ -69,12 +69,23 @@ def factorize(gram: Tensor, damping: float, name: str) -> Tensor:
     while damping <= _LARGEST_DAMPING:
         damped = flipped.clone()
         damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = _cholesky(damped)
         if not bool(failed) and bool((lower.diagonal() > 0).all()):
             upper: Tensor = lower.flip(0, 1).to(torch.float32).contiguous()
             return upper
         damping = max(damping * 10, 1e-6)
     raise FewbitError(f"{name}: the statistics of its input are not finite; look at the calibration data")
+
+
+def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """On one thread: LAPACK's bits depend on how many there are, and ours must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+    finally:
+        torch.set_num_threads(threads)
+    return lower, failed
 
 
 def column_order(energy: Tensor, group: int, order: str) -> Tensor:
@@ -208,6 +219,42 @@ def descend(rounded: Rounded, gradient: Tensor, gram: Tensor, spec: QSpec, group
     scale = rounded.scale.repeat_interleave(group, dim=1)[:, :columns]
     moved = rounded.change + scale * (rounded.codes - codes)
     return Rounded(codes, rounded.scale, rounded.zero, torch.where(codes == rounded.codes, rounded.change, moved))
+
+
+def refit_scales(rounded: Rounded, weight: Tensor, gram: Tensor, spec: QSpec, group: int) -> Rounded:
+    """The scales that lower ``d G dᵀ`` most under the codes as they are: least squares in the scales of each row.
+
+    Args:
+        rounded: The codes; columns in their own order, padded to whole groups.
+        weight: float32 ``[out, K]``.
+        gram: float32 ``[K, K]``.
+        spec: The quantization.
+        group: Columns of one scale.
+    """
+    rows, columns = weight.shape
+    groups = rounded.scale.shape[1]
+    steps = (rounded.codes - rounded.zero.repeat_interleave(group, dim=1)[:, :columns]).to(torch.float32)
+    normal = torch.empty(rows, groups, groups, dtype=torch.float64, device=weight.device)
+    for g in range(groups):
+        here = slice(g * group, (g + 1) * group)
+        seen = (steps[:, here] @ gram[here]) * steps
+        normal[:, g] = seen.reshape(rows, groups, -1).sum(dim=2, dtype=torch.float64)
+    wanted = ((weight @ gram) * steps).reshape(rows, groups, -1).sum(dim=2, dtype=torch.float64)
+    normal = (normal + normal.mT) / 2
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    diagonal += 1e-6 * diagonal.mean(dim=1, keepdim=True) + 1e-12
+    scale = torch.linalg.solve(normal, wanted.unsqueeze(2)).squeeze(2).to(torch.float32)
+    near = (scale > 0.5 * rounded.scale) & (scale < 2 * rounded.scale)  # else the codes no longer fit it
+    scale = usable(torch.where(near, scale, rounded.scale), spec)
+    change = weight - scale.repeat_interleave(group, dim=1)[:, :columns] * steps
+    return Rounded(rounded.codes, scale, rounded.zero, change)
+
+
+def choose(rows: Tensor, one: Rounded, other: Rounded) -> Rounded:
+    """``one`` in the rows that are marked, ``other`` elsewhere."""
+    mark = rows[:, None]
+    fields = ("codes", "scale", "zero", "change")
+    return Rounded(*(torch.where(mark, getattr(one, f), getattr(other, f)) for f in fields))
 
 
 def to_qtensor(rounded: Rounded, spec: QSpec, shape: tuple[int, int]) -> QTensor:

@@ -62,7 +62,7 @@ class Schedule:
 
     steps: int = 100
     batch: int = 2
-    rounding: float = 1.0
+    rounding: float = 0.5
     scales: float = 1e-3
     free: float = 0.0
     held_back: int = 8
@@ -96,7 +96,10 @@ def learn(part: Part, schedule: Schedule, progress: Progress | None = None) -> L
     """
     loss = part.loss or relative_error
     taught, judged = _split(len(part.inputs), schedule.held_back)
-    variables = {name: _Variable(part.weights[name], t) for name, t in part.start.items()}
+    variables = {
+        name: (_Variable if schedule.rounding > 0 and t.spec.format.is_integer else _Scales)(part.weights[name], t)
+        for name, t in part.start.items()
+    }
     free = {name: value.detach().clone() for name, value in part.free.items()}
     before = _mean_loss(part, loss, variables, free, judged)
     with torch.enable_grad():
@@ -113,52 +116,74 @@ def relative_error(output: Tensor, target: Tensor) -> Tensor:
     return (output.to(torch.float32) - target).square().mean() / target.square().mean().clamp(min=1e-12)
 
 
-class _Variable:
-    """One weight's rounding offsets and scale factors, and their straight-through gradients."""
+class _Scales:
+    """One weight's scale factors g; its codes stay."""
 
     def __init__(self, weight: Tensor, start: QTensor) -> None:
         self.start, spec = start, start.spec
         grain, dims = spec.granularity, len(start.shape)
-        blocked = grain.blocked(weight.detach().to(torch.float32))
         self.scale = grain.expand(start.scale, dims).to(torch.float32)
-        self.zero = 0.0 if start.zero_point is None else grain.expand(start.zero_point, dims).to(torch.float32)
-        codes = grain.blocked(spec.format.decode(start.codes))
-        # As near to the weight as the start's codes allow.
-        self.place = torch.minimum(torch.maximum(blocked / self.scale + self.zero, codes - 0.499), codes + 0.499)
-        self.moved = torch.zeros_like(self.place)
+        self.zero = (
+            torch.zeros(()) if start.zero_point is None else grain.expand(start.zero_point, dims).to(torch.float32)
+        )
+        self.codes = grain.blocked(spec.format.decode(start.codes))
         self.factor = torch.zeros_like(self.scale)
+        self.moved: Tensor | None = None
 
-    def parameters(self, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def parameters(self, schedule: Schedule) -> tuple[Tensor | None, Tensor]:
         """v and g, asking for gradients where the schedule moves them."""
-        self.moved.requires_grad_(schedule.rounding > 0)
         self.factor.requires_grad_(schedule.scales > 0)
         return self.moved, self.factor
 
     def value(self) -> Tensor:
-        """The dequantized weight, differentiable by v and g."""
-        spec = self.start.spec
-        wanted = self.place + self.moved
-        codes = wanted.detach().round().clamp_(spec.qmin, spec.qmax)
-        if self.moved.requires_grad:
-            inside = wanted.detach().clamp(spec.qmin - 0.5, spec.qmax + 0.5)
-            codes = codes + (wanted.clamp(spec.qmin - 0.5, spec.qmax + 0.5) - inside)
-        blocks = self._scale() * (codes - self.zero)
-        padded = spec.granularity.unblocked(blocks, self.start.shape)
+        """The dequantized weight, differentiable by what moves."""
+        padded = self.start.spec.granularity.unblocked(self._scale() * (self._codes() - self.zero), self.start.shape)
         return padded[..., : self.start.shape[-1]]
-
-    def _scale(self) -> Tensor:
-        raw = self.scale * (1 + self.factor)
-        stored = round_scale(raw.detach().clamp(min=torch.finfo(torch.float32).tiny), self.start.spec)
-        return raw + (stored - raw.detach())
 
     @torch.no_grad()
     def qtensor(self) -> QTensor:
         """The codes and scales as they are now."""
+        start, spec = self.start, self.start.spec
+        codes = spec.format.encode(spec.granularity.unblocked(self._codes(), start.shape))
+        scale = self._scale().reshape(start.scale.shape).contiguous()
+        return QTensor(codes.contiguous(), scale, start.zero_point, spec, start.shape)
+
+    def _codes(self) -> Tensor:
+        return self.codes
+
+    def _scale(self) -> Tensor:
+        """In the type it is stored in; the gradient passes that rounding."""
+        raw = self.scale * (1 + self.factor)
+        stored = round_scale(raw.detach().clamp(min=torch.finfo(torch.float32).tiny), self.start.spec)
+        return raw + (stored - raw.detach())
+
+
+class _Variable(_Scales):
+    """One weight's rounding offsets v beside its scale factors."""
+
+    def __init__(self, weight: Tensor, start: QTensor) -> None:
+        super().__init__(weight, start)
+        blocked = start.spec.granularity.blocked(weight.detach().to(torch.float32))
+        # As near to the weight as the start's codes allow.
+        wanted = blocked / self.scale + self.zero
+        self.place = torch.minimum(torch.maximum(wanted, self.codes - 0.499), self.codes + 0.499)
+        self.moved = torch.zeros_like(self.place)
+
+    def parameters(self, schedule: Schedule) -> tuple[Tensor | None, Tensor]:
+        """v and g, asking for gradients where the schedule moves them."""
+        assert self.moved is not None
+        self.moved.requires_grad_()
+        return super().parameters(schedule)
+
+    def _codes(self) -> Tensor:
         spec = self.start.spec
-        values = (self.place + self.moved).round().clamp(spec.qmin, spec.qmax)
-        codes = spec.format.encode(spec.granularity.unblocked(values, self.start.shape))
-        scale = self._scale().reshape(self.start.scale.shape).contiguous()
-        return QTensor(codes.contiguous(), scale, self.start.zero_point, spec, self.start.shape)
+        assert self.moved is not None
+        wanted = self.place + self.moved
+        codes = wanted.detach().round().clamp_(spec.qmin, spec.qmax)
+        if not wanted.requires_grad:
+            return codes
+        reached = wanted.clamp(spec.qmin - 0.5, spec.qmax + 0.5)
+        return codes + (reached - reached.detach())
 
 
 def _split(count: int, held_back: int) -> tuple[list[int], list[int]]:
@@ -169,7 +194,7 @@ def _split(count: int, held_back: int) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def _mean_loss(
-    part: Part, loss: Loss, variables: Mapping[str, _Variable], free: Mapping[str, Tensor], windows: Sequence[int]
+    part: Part, loss: Loss, variables: Mapping[str, _Scales], free: Mapping[str, Tensor], windows: Sequence[int]
 ) -> float:
     values = {name: variable.value() for name, variable in variables.items()} | dict(free)
     losses = [float(loss(part.forward(values, part.inputs[i]), part.targets[i])) for i in windows]
@@ -180,14 +205,14 @@ def _descend(
     part: Part,
     loss: Loss,
     schedule: Schedule,
-    variables: Mapping[str, _Variable],
+    variables: Mapping[str, _Scales],
     free: dict[str, Tensor],
     taught: Sequence[int],
     progress: Progress | None,
 ) -> None:
     """The updates, in place."""
     pairs = [variable.parameters(schedule) for variable in variables.values()]
-    rounded = [v for v, _ in pairs if v.requires_grad]
+    rounded = [v for v, _ in pairs if v is not None]
     adam = _adam([g for _, g in pairs if g.requires_grad], free, schedule)
     generator = torch.Generator().manual_seed(schedule.seed)
     waiting: list[int] = []
@@ -202,7 +227,7 @@ def _descend(
         _step(rounded, adam, 2 * schedule.rounding * remaining / schedule.steps, remaining)
         if progress is not None:
             progress("reconstruct", step + 1, schedule.steps)
-    for tensor in [t for pair in pairs for t in pair] + list(free.values()):
+    for tensor in (*rounded, *(g for _, g in pairs), *free.values()):
         tensor.requires_grad_(False).grad = None
 
 

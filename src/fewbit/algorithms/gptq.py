@@ -40,6 +40,7 @@ class Options:
         clips: Shares of a range that are tried for each of its ends.
         finalists: Scales of a group that are tried in full.
         sweeps: Of coordinate descent at the end.
+        refits: Of scales to the codes by least squares, each with another descent.
     """
 
     order: str = "activation"
@@ -49,6 +50,7 @@ class Options:
     clips: int = 7
     finalists: int = 4
     sweeps: int = 8
+    refits: int = 0
 
 
 def quantize_weight(
@@ -81,9 +83,7 @@ def quantize_weight(
     found = _solve(work, gram, spec, group, options, name)
     single = gram.to(torch.float32).contiguous()
     if spec.format.is_integer and options.sweeps > 0:
-        damped = single.clone()
-        damped.diagonal().add_(options.damping * single.diagonal().mean())
-        found = _lattice.descend(found, found.change @ damped, damped, spec, group, options.sweeps)
+        found = _improve(found, work, single, spec, group, options)
     return _no_worse_than_nearest(found, work, single, spec, shape, name)
 
 
@@ -93,7 +93,7 @@ def _check(weight: Tensor, spec: QSpec, options: Options, name: str) -> None:
         raise FewbitError(f"{name} has shape {tuple(weight.shape)}; gptq quantizes matrices")
     if options.order not in _ORDERS:
         raise FewbitError(f"gptq knows the orders {' and '.join(_ORDERS)}, not {options.order!r}")
-    if options.clips < 1 or options.finalists < 1 or options.block < 1 or not options.damping >= 0:
+    if min(options.clips, options.finalists, options.block) < 1 or not options.damping >= 0:
         raise FewbitError("gptq's clips, finalists and block are 1 or more, and its damping is not negative")
 
 
@@ -114,6 +114,19 @@ def _solve(work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options
         scale, zero = found.scale[:, back].contiguous(), found.zero[:, back].contiguous()
     back = columns.argsort()
     return Rounded(found.codes[:, back].contiguous(), scale, zero, found.change[:, back].contiguous())
+
+
+def _improve(found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
+    """Coordinate descent over codes, and scales refitted to them, by turns."""
+    damped = gram.clone()
+    damped.diagonal().add_(options.damping * gram.diagonal().mean())
+    found = _lattice.descend(found, found.change @ damped, damped, spec, group, options.sweeps)
+    for _ in range(0 if isinstance(spec.granularity, PerTensor) else options.refits):
+        refitted = _lattice.refit_scales(found, work, damped, spec, group)
+        moved = _lattice.descend(refitted, refitted.change @ damped, damped, spec, group, options.sweeps)
+        errors = [((each.change @ damped) * each.change).sum(dim=1) for each in (found, moved)]
+        found = _lattice.choose(errors[1] < errors[0], moved, found)
+    return found
 
 
 def _static(moved: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
@@ -142,14 +155,7 @@ def _better(one: Rounded, other: Rounded, factor: Tensor, whole: bool) -> Rounde
     errors = [(each.change @ factor).square().sum(dim=1) for each in (one, other)]
     if whole:
         return other if errors[1].sum() < errors[0].sum() else one
-    return _choose(errors[1] < errors[0], other, one)
-
-
-def _choose(rows: Tensor, one: Rounded, other: Rounded) -> Rounded:
-    """``one`` in the rows that are marked, ``other`` elsewhere."""
-    mark = rows[:, None]
-    fields = ("codes", "scale", "zero", "change")
-    return Rounded(*(torch.where(mark, getattr(one, f), getattr(other, f)) for f in fields))
+    return _lattice.choose(errors[1] < errors[0], other, one)
 
 
 def _no_worse_than_nearest(
@@ -163,7 +169,7 @@ def _no_worse_than_nearest(
         other = ((nearest.change @ gram) * nearest.change).sum(dim=1)
         better = (other.sum() < error.sum()).expand(shape[0]) if whole else other < error
         if bool(better.any()):
-            found, error = _choose(better, nearest, found), torch.where(better, other, error)
+            found, error = _lattice.choose(better, nearest, found), torch.where(better, other, error)
     return _lattice.to_qtensor(found, spec, shape)
 
 
