@@ -1,10 +1,8 @@
-"""What the training examples share: labelled pictures in memory, augmentation, two small networks, the float loop."""
+"""What the training examples share: labelled pictures in memory, augmentation, two small networks."""
 
 from __future__ import annotations
 
 import io
-import math
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -157,70 +155,3 @@ def accuracy(model: nn.Module, pictures: Pictures, batch: int = 250) -> float:
         right = sum(int((model(x).argmax(1) == labels).sum()) for x, labels in pictures.batches(batch))
     model.train(was)
     return right / len(pictures.labels)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """One cycle of the learning rate; the first ``small`` share of the epochs on pictures of three quarters' size."""
-
-    epochs: int
-    rate: float
-    batch: int = 128
-    weight_decay: float = 5e-4
-    smoothing: float = 0.05
-    warmup: float = 0.2
-    small: float = 0.5
-
-    def learning_rate(self, progress: float) -> float:
-        """Linear up, cosine down to zero; ``progress`` from 0 to 1."""
-        if progress < self.warmup:
-            return self.rate * (0.04 + 0.96 * progress / self.warmup)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
-
-
-def train_float(model: nn.Module, train: Pictures, test: Pictures, schedule: Schedule, path: Path, name: str) -> None:
-    """SGD in bfloat16 autocast; the state is kept in ``path`` after each epoch, and a killed run goes on from there."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
-    optimizer = torch.optim.SGD(groups, lr=schedule.rate, momentum=0.9, nesterov=True)
-    done = 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        done = int(state["epoch"])
-        if done < schedule.epochs:
-            optimizer.load_state_dict(state["optimizer"])
-    side = train.pixels.shape[-1]
-    for epoch in range(done, schedule.epochs):
-        start, total = time.perf_counter(), 0.0
-        generator = torch.Generator().manual_seed(epoch)
-        size = side * 3 // 4 if epoch < schedule.small * schedule.epochs else side
-        order = torch.randperm(len(train.labels), generator=generator)
-        chunks = [c for c in order.split(schedule.batch) if len(c) == schedule.batch]
-        for step, chosen in enumerate(chunks):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate((epoch + step / len(chunks)) / schedule.epochs)
-            x = augment(train.pixels[chosen], generator, size)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), train.labels[chosen], label_smoothing=schedule.smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach())
-            if step % 100 == 0:
-                print(
-                    f"{name} epoch {epoch + 1} step {step}/{len(chunks)} {time.perf_counter() - start:.0f} s",
-                    flush=True,
-                )
-        score = accuracy(model, test)
-        print(
-            f"{name} epoch {epoch + 1}/{schedule.epochs}: {size} px, loss {total / len(chunks):.3f}, test {score:.4f}, "
-            f"{time.perf_counter() - start:.0f} s",
-            flush=True,
-        )
-        temporary = path.with_suffix(".new")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}, temporary)
-        temporary.replace(path)

@@ -24,7 +24,7 @@ def pair(bias: bool, affine: bool = True) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 
 
 def folded(norm: FoldedNorm, conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    return norm(conv.bias, lambda f: conv._conv_forward(x, conv.weight * f.reshape(-1, 1, 1, 1), None))
+    return norm(conv.bias, lambda f, b: conv._conv_forward(x, conv.weight * f.reshape(-1, 1, 1, 1), b))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -28,7 +28,7 @@ from fewbit.train.dynamic import DynamicFake
 from fewbit.train.fingerprint import fingerprint
 from fewbit.train.forwards import WithWeight, forward_with
 from fewbit.train.gradient import substitute
-from fewbit.train.norm import FoldedNorm
+from fewbit.train.norm import FoldedNorm, by_channel
 from fewbit.train.quantizer import FakeQuantizer
 
 _EXTRA = ("weight_quantizer", "input_quantizer", "folded_norm")
@@ -65,24 +65,27 @@ class TrainedLayer(nn.Module):
 
     def _simulated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if self.folded_norm is None:
-            return self._product(args, kwargs, None)
-        return cast(Tensor, self.folded_norm(self.bias, lambda factor: self._product(args, kwargs, factor)))
+            return self._product(args, kwargs)
+        return cast(Tensor, self.folded_norm(self.bias, functools.partial(self._product, args, kwargs)))
 
-    def _product(self, args: tuple[Any, ...], kwargs: dict[str, Any], factor: Tensor | None) -> Tensor:
-        """The layer on fake-quantized values; with the factor of a folded norm ``[out]``, without the bias."""
+    def _product(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], factor: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """The layer on fake-quantized values; with a folded norm's factor ``[out]`` and bias in place of its own."""
         matrix = kinds.as_matrix(self, self.weight).to(torch.float32)
         if factor is not None:
             matrix = matrix * factor.to(torch.float32)[:, None]
         weight = kinds.from_matrix(self, self.weight_quantizer(matrix)).to(self.weight.dtype)
-        bias = self.bias if factor is None and "bias" in self._parameters else None
         quantize = self.input_quantizer
         if self._own_forward:
             kernel = kinds.kernel_shape(self)
             with WithWeight(self.weight, weight, quantize, kernel, self._parameters.get("bias"), factor is not None):
-                return cast(Tensor, self._float_class.forward(self, *args, **kwargs))
+                result = cast(Tensor, self._float_class.forward(self, *args, **kwargs))
+            return result if bias is None else result + by_channel(bias, result)
         if quantize is not None and self.plan.kind != "Embedding":
             args, kwargs = _with_input(args, kwargs, quantize)
-        return forward_with(self, args, kwargs, weight, bias)
+        bias = self._parameters.get("bias") if factor is None else bias
+        return forward_with(self, args, kwargs, weight, None if bias is None else bias.to(weight.dtype))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _deployed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -10,13 +10,19 @@ training needs. **Freeze**: after enough steps the running statistics are used a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 _SMALLEST_FACTOR = 1e-4  # a γ of 0 would hide the weight from training
+
+
+class Product(Protocol):
+    """Computes a layer with its weight times ``factor [out]`` and the bias ``bias [out]``, or none."""
+
+    def __call__(self, factor: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output, channels on axis 1."""
 
 
 class FoldedNorm(nn.Module):
@@ -32,22 +38,21 @@ class FoldedNorm(nn.Module):
         self.norm: Any = norm
         self.frozen = False
 
-    def forward(self, bias: Tensor | None, product: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, bias: Tensor | None, product: Product) -> Tensor:
         """The normalized output of a layer.
 
         Args:
             bias: The layer's own ``[out]``, or None.
-            product: Computes the layer with its weight times a factor ``[out]``, without bias.
+            product: Computes the layer.
         """
         factor, shift = self._factor(bias)
         if self.frozen or not self.norm.training:
-            result = product(factor)
-            return result + _by_channel(shift, result)
+            return product(factor, shift)
         factor = factor.detach()
         factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
-        result = product(factor)
-        result = result * _by_channel(factor.reciprocal(), result)
-        result = result if bias is None else result + _by_channel(bias, result)
+        result = product(factor, None)
+        result = result * by_channel(factor.reciprocal(), result)
+        result = result if bias is None else result + by_channel(bias, result)
         normalized: Tensor = self.norm(result)
         return normalized
 
@@ -70,5 +75,6 @@ class FoldedNorm(nn.Module):
         return factor, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def _by_channel(value: Tensor, like: Tensor) -> Tensor:
+def by_channel(value: Tensor, like: Tensor) -> Tensor:
+    """``[C]`` broadcastable to ``[N, C, …]``, in its dtype."""
     return value.to(like.dtype).reshape(-1, *[1] * (like.dim() - 2))

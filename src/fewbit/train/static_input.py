@@ -68,9 +68,15 @@ class _FakeInput(torch.autograd.Function):
                 to_scale = to_scale + _dot(passed, value - x) if ctx.learn_rounding else to_scale
                 to_scale = to_scale / scale
             if ctx.needs_input_grad[2]:
-                to_zero = -clipped.sum(dtype=torch.float32) * scale
+                to_zero = -_sum(clipped) * scale
         return passed, to_scale, to_zero, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dtype=torch.float32)
+    return _sum(a * b)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sample by sample first: a 16-bit tensor would be copied whole to be summed in float32."""
+    each = x.sum(dim=tuple(range(1, x.dim()))) if x.dim() > 1 else x
+    return each.sum(dtype=torch.float32)
