@@ -25,7 +25,7 @@ from fewbit.errors import FewbitError, require
 from fewbit.train import Distillation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-WINDOW, BATCH = 128, 16
+WINDOW, BATCH = 64, 8
 
 
 def tiny_llama(width: int, layers: int) -> nn.Module:
@@ -108,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, default=SHARED / "wikitext2-test.txt", help="text to measure on")
     parser.add_argument("--out", type=Path, help="folder for results.json and the quantized models")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--float-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=200, help="steps of quantized training")
     parser.add_argument("--schemes", nargs="+", default=["W4A16-g64", "W2A16-g64"])

@@ -38,6 +38,13 @@ def test_values_and_gradients_are_the_plain_formulas(spec: str, learn: bool, dty
         assert torch.allclose(mine_z, wanted_z, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_shows(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0.2, torch.nan], [0.1, 0.3]], dtype=dtype)
+    out = fake_input(x, QSpec.parse("uint4/tensor/asym"), torch.tensor(0.1), torch.tensor(0.0), learn_rounding=True)
+    assert out.isnan().tolist() == [[False, True], [False, False]]
+
+
 def test_what_the_kernel_does_not_take_goes_the_plain_way() -> None:
     for x, spec, scale in (
         (torch.randn(4, dtype=torch.float64), "int4/tensor/sym", torch.tensor(0.1, dtype=torch.float64)),

@@ -14,6 +14,7 @@ from fewbit.nn.build import build_layers
 from fewbit.nn.statistics import LayerStatistics
 from fewbit.nn.swap import replace_module
 from fewbit.numbers.qtensor import QTensor
+from fewbit.train.fast_path import unblock_fused_layers
 from fewbit.train.layers import float_layer, quantized_parts, trained_layers
 from fewbit.train.lora import has_lora, merge_lora
 from fewbit.train.schedule import detach_schedule
@@ -41,6 +42,7 @@ def convert(model: nn.Module) -> nn.Module:
     work = copy.deepcopy(model).eval()
     work, kept = merge_lora(work)
     detach_schedule(work)
+    unblock_fused_layers(work)
     result = _converted(work)
     if known is not None:
         if kept:

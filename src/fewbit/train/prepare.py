@@ -27,6 +27,7 @@ from fewbit.numbers.scale_type import fitting_spec
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
 from fewbit.train import estimators
 from fewbit.train.dynamic import DynamicFake
+from fewbit.train.fast_path import block_fused_layers
 from fewbit.train.layers import TrainedLayer, trained_class, trained_layers
 from fewbit.train.norm import FoldedNorm
 from fewbit.train.quantizer import FakeQuantizer, Grid
@@ -82,6 +83,7 @@ def prepare_qat(
         _put_in_training(work, layer, parts, recipe, quantizers, fold.get(plan.name))
         if progress is not None:
             progress("prepare", step, len(begin.chosen))
+    block_fused_layers(work)
     attach_schedule(work, freeze_ranges_after, freeze_norms_after)
     about = QuantizationInfo(recipe.to_dict(), f"qat-{estimator}", begin.notes, begin.folded.pairs, begin.skipped)
     attach_info(work, about)

@@ -28,7 +28,8 @@ def fake_input(x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None,
         zero_point: ``()``, or None.
         learn_rounding: As in the plain formula.
     """
-    if not _fits(x, spec, scale):
+    # The kernel gives NaN a code; the plain formula lets it show. A sum finds one in a single pass.
+    if not _fits(x, spec, scale) or bool(x.detach().sum().isnan()):
         return affine.straight_through(x, spec, scale, zero_point, learn_rounding=learn_rounding, by_range=True)
     result: Tensor = _FakeInput.apply(x, scale, zero_point, spec, learn_rounding)  # type: ignore[no-untyped-call]
     return result
