@@ -1,12 +1,14 @@
 """quantize(): the whole story, top to bottom.
 
 copy → fold batch norm → plan (recipe) → observe calibration data → solve ranges and weights → swap layers → check;
-language models go through :mod:`fewbit.sequential` block by block where weights are rounded with data.
+language models go through :mod:`fewbit.sequential` block by block where weights are rounded with data,
+networks of convolutions through :mod:`fewbit.integer`, which also finds the ranges between their layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from fewbit.algorithms import rtn
 from fewbit.calibrate.collect import Progress, peek
 from fewbit.errors import FewbitError
-from fewbit.integer import Replay, remember
+from fewbit.integer import Replay, finish, float_layers, is_network
 from fewbit.nn import QuantizationInfo, attach_info, kinds
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs
@@ -78,14 +80,18 @@ def quantize(
     check_weights(work, chosen)
     prepared += scale(work, steps, chosen, batches, progress)
     notes += [*prepared, *folded.notes]
-    result, told = _quantize_layers(work, plans, batches, Settings(recipe, rounding, bias_correction), progress)
+    settings = Settings(recipe, rounding, bias_correction)
+    floats = float_layers(work, chosen) if batches is not None and is_network(chosen) else {}
+    in_order = settings.rounding if floats and settings.needs_data and not has_blocks(work) else None
+    first_settings = settings if in_order is None else replace(settings, algorithm="rtn")
+    result, told = _quantize_layers(work, plans, batches, first_settings, progress)
     notes += told
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:
         check_outputs(model, result, first)
-    if batches is not None and any(_is_static_conv(plan) for plan in chosen):
-        notes += remember(result, batches, progress)
+    if floats and batches is not None:
+        notes += finish(result, floats, batches, in_order, progress)
     return result
 
 
@@ -126,13 +132,6 @@ def _quantize_layers(
     weights = _round_weights(work, chosen, settings.rounding, recipe, progress)
     result, corrected = build_layers(work, chosen, weights, inputs, statistics)
     return result, [*_told(weights, corrected), *_wide_scales(chosen, weights)]
-
-
-def _is_static_conv(plan: LayerPlan) -> bool:
-    """Whether a network with this layer is worth the trace that whole-network integers need."""
-    scheme = plan.scheme
-    static = scheme is not None and scheme.activations is not None and not scheme.dynamic
-    return static and plan.kind.startswith("Conv") and plan.kind != "Conv1D"
 
 
 def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[str]:

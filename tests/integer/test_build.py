@@ -53,7 +53,8 @@ def test_ranges_are_measured_where_none_are_remembered() -> None:
     info(made).between.clear()  # type: ignore[union-attr]
     found = integer_network(made, [pictures()])
     assert any("measured on the example" in note for note in found.notes)
-    assert found.affine == network(Residual).affine
+    wanted = network(Residual).affine  # from the float network, where these are from the quantized one
+    assert all(abs(a.scale - wanted[name].scale) < 0.02 * a.scale for name, a in found.affine.items())
 
 
 @pytest.mark.parametrize("recipe", ["W8A16", "W8A8-dynamic"])

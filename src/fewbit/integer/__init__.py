@@ -7,8 +7,9 @@ are integers and which share a quantizer, :mod:`~fewbit.integer.lower` makes the
 (arXiv 1712.05877), and :mod:`~fewbit.integer.qdq` writes it as ONNX with Q/DQ pairs for other engines.
 """
 
-from fewbit.integer.build import integer_network, remember
+from fewbit.integer.build import integer_network
+from fewbit.integer.finish import finish, float_layers, is_network
 from fewbit.integer.ir import Affine, Network, Node
 from fewbit.integer.replay import Replay
 
-__all__ = ["Affine", "Network", "Node", "Replay", "integer_network", "remember"]
+__all__ = ["Affine", "Network", "Node", "Replay", "finish", "float_layers", "integer_network", "is_network"]

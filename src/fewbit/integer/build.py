@@ -13,9 +13,10 @@ from fewbit.calibrate.collect import Progress
 from fewbit.errors import FewbitError
 from fewbit.integer.arguments import arguments
 from fewbit.integer.capture import Capture, capture
-from fewbit.integer.ir import LAYERS, Affine, Network
+from fewbit.integer.ir import LAYERS, Affine, Network, Node
 from fewbit.integer.lower import fit_biases
 from fewbit.integer.place import Placement, affine_of, place
+from fewbit.integer.refine import FloatLayer, with_weight
 from fewbit.integer.simplify import simplify
 from fewbit.integer.simulate import simulate
 from fewbit.nn import info
@@ -37,7 +38,7 @@ def integer_network(model: nn.Module, batches: Iterable[Any], progress: Progress
         FewbitError: The model cannot be traced, or has no layer with static integer activations.
     """
     batches = [batches] if isinstance(batches, Tensor | Mapping) else list(batches)
-    placement = _placed(model, batches)
+    placement = placed(model, batches)
     measured = _remembered(model, placement)
     notes = []
     if measured is None:
@@ -58,7 +59,12 @@ def integer_network(model: nn.Module, batches: Iterable[Any], progress: Progress
     return network
 
 
-def _placed(model: nn.Module, batches: Sequence[Any]) -> Placement:
+def placed(model: nn.Module, batches: Sequence[Any]) -> Placement:
+    """The graph of a model, simplified, and what in it is an integer.
+
+    Raises:
+        FewbitError: The model cannot be traced, or has no layer with static integer activations.
+    """
     if not batches:
         raise FewbitError("tracing a model needs an example batch")
     args, kwargs = arguments(model, batches[0])
@@ -73,9 +79,21 @@ def _placed(model: nn.Module, batches: Sequence[Any]) -> Placement:
 
 
 def measure(
-    model: nn.Module, placement: Placement, batches: Iterable[Any], progress: Progress | None = None
+    model: nn.Module,
+    placement: Placement,
+    batches: Iterable[Any],
+    progress: Progress | None = None,
+    floats: Mapping[str, FloatLayer] | None = None,
 ) -> dict[int, Affine]:
-    """The quantizers that no layer asked for, from one pass over the batches by the recipe's own calibrator."""
+    """The quantizers that no layer asked for, from one pass over the batches by the recipe's own calibrator.
+
+    Args:
+        model: Remembers its recipe.
+        placement: Of its graph.
+        batches: As the model takes them.
+        progress: Called with (stage, steps done, steps in all).
+        floats: The layers before their weights were rounded, to measure what the float network makes.
+    """
     missing = placement.missing()
     if not missing:
         return {}
@@ -87,6 +105,10 @@ def measure(
     known = placement.affine(dict.fromkeys(missing, like))
     known = {value: affine for value, affine in known.items() if value not in numbers}
 
+    nodes = found.nodes
+    if floats is not None:
+        nodes, known = [_float_again(node, floats) for node in nodes], {}
+
     def see(name: str, value: Tensor) -> None:
         if name in numbers:
             statistics[numbers[name]].update(value)
@@ -95,7 +117,7 @@ def measure(
     for step, batch in enumerate(batches, 1):
         args, kwargs = arguments(model, batch)
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        simulate(found.nodes, dict(zip(found.inputs, leaves)), found.constants, known, found.outputs, see)
+        simulate(nodes, dict(zip(found.inputs, leaves)), found.constants, known, found.outputs, see)
         if progress is not None:
             progress("measure tensors between layers", step, total)
     measured = {}
@@ -103,6 +125,13 @@ def measure(
         bounds = module.solve(statistic, spec, options)
         measured[number] = affine_of(float(bounds.lo), float(bounds.hi), like)
     return measured
+
+
+def _float_again(node: Node, floats: Mapping[str, FloatLayer]) -> Node:
+    layer = floats.get(node.layer)
+    if layer is None or node.weight is None:
+        return node
+    return with_weight(node, layer.weight.reshape(node.weight.codes.shape), layer.bias)
 
 
 def _calibrator(model: nn.Module, like: Affine) -> tuple[Any, Any, QSpec]:
@@ -115,27 +144,6 @@ def _calibrator(model: nn.Module, like: Affine) -> tuple[Any, Any, QSpec]:
     bits = (like.qmax - like.qmin + 1).bit_length() - 1
     spec = QSpec.parse(f"{'int' if like.qmin < 0 else 'uint'}{bits}/tensor/{'sym' if symmetric else 'asym'}")
     return module, options, spec
-
-
-def remember(model: nn.Module, batches: Iterable[Any], progress: Progress | None = None) -> list[str]:
-    """Measure the ranges of the tensors between a model's layers and keep them with the model.
-
-    Returns:
-        A sentence on why that was not possible, if so.
-    """
-    made = info(model)
-    first = next(iter(batches), None)
-    if made is None:
-        return []
-    try:
-        placement = _placed(model, [] if first is None else [first])
-        measured = measure(model, placement, batches, progress)
-    except FewbitError as error:
-        return [f"between layers activations stay in float: {error}"]
-    made.between = [
-        [placement.values(number)[0], a.scale, a.zero_point, a.qmin, a.qmax] for number, a in measured.items()
-    ]
-    return []
 
 
 def _remembered(model: nn.Module, placement: Placement) -> dict[int, Affine] | None:

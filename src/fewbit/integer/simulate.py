@@ -64,10 +64,10 @@ def _rounded(value: Any, affine: Affine | None) -> Any:
     return value if affine is None else affine.dequantize(affine.quantize(value))
 
 
-def compute(node: Node, values: Mapping[str, Any]) -> Any:
-    """The float result of one node, its absorbed activation included."""
+def compute(node: Node, values: Mapping[str, Any], clip: bool = True) -> Any:
+    """The float result of one node, its absorbed activation included or not."""
     result = _compute(node, values)
-    if node.clip is not None:
+    if clip and node.clip is not None:
         low, high = node.clip
         result = result.clamp(low, high)
     return result
