@@ -72,6 +72,8 @@ struct DescentProblem {
 /// What csrc/peak.h measures.
 enum class Peak { float32, int8, tiles };
 
+struct LowbitKernels;  // csrc/lowbit.h
+
 struct Kernels {
   const char* isa;
   void (*minmax_rows)(const void* x, Float kind, Shape shape, float* out);
@@ -97,6 +99,7 @@ struct Kernels {
   /// Rows `first` to `first + count - 1`; scratch holds 3 * 16 * cols values.
   void (*nearest_plane)(const PlaneProblem& problem, int64_t first, int64_t count, float* scratch);
   void (*descend)(const DescentProblem& problem, int64_t first, int64_t count);
+  const LowbitKernels* lowbit;
 };
 
 /// Names of the instruction sets that are compiled in and that this processor runs, best first.

@@ -23,6 +23,7 @@
 
 namespace fewbit::FEWBIT_ISA {
 
+extern const LowbitKernels lowbit_kernels;  // csrc/lowbit_kernels.cpp
 extern const Kernels kernels;  // declared first: a const is otherwise private to this file
 const Kernels kernels = {
     FEWBIT_TEXT(FEWBIT_ISA),
@@ -41,6 +42,7 @@ const Kernels kernels = {
     weigh,
     nearest_plane,
     descend,
+    &lowbit_kernels,
 };
 
 }  // namespace fewbit::FEWBIT_ISA

@@ -19,6 +19,7 @@
 #include "cpu.h"
 #include "dispatch.h"
 #include "gptq_module.h"
+#include "lowbit_module.h"
 #include "passes.h"
 #include "threads.h"
 
@@ -242,4 +243,5 @@ NB_MODULE(_native, m) {
   m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);
   m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
   fewbit::gptq_module(m, fewbit::active);
+  fewbit::bind_lowbit(m, &fewbit::active);
 }

@@ -1,0 +1,126 @@
+// Cutting a low-bit layer into pieces and running them. See csrc/lowbit.h.
+#include "lowbit.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "lowbit_matrix.h"
+#include "threads.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int64_t kRowBlock = 16;
+constexpr int64_t kMostRows = 512;           // of a piece: enough to pay for unpacking its weights
+constexpr int64_t kPieceBytes = 128 << 10;   // of packed weights, some 10 us at the speed of memory
+constexpr size_t kKeep = size_t{64} << 20;   // larger workspaces are given back after the call
+
+size_t lines(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
+
+/// Memory that a thread keeps between calls, so that no call waits for fresh pages.
+class Workspace {
+ public:
+  uint8_t* take(size_t bytes) {
+    if (memory_ == nullptr || memory_->size() < bytes) {
+      memory_.reset();
+      memory_ = std::make_unique<LowbitMemory>(bytes);
+    }
+    return memory_->data();
+  }
+  void release() {
+    if (memory_ != nullptr && memory_->size() > kKeep) memory_.reset();
+  }
+
+ private:
+  std::unique_ptr<LowbitMemory> memory_;
+};
+
+thread_local Workspace workspace;
+
+/// How a call is cut: `tiles` by `rows` a piece. From the shape alone, so that the bits never depend on threads.
+struct Cut {
+  int64_t tiles, rows, across, down;
+
+  Cut(const LowbitCall& call, bool on_tiles) : rows(kMostRows) {
+    const LowbitWeights& w = call.weights;
+    const int64_t unit = on_tiles ? 2 : 1, free_rows = on_tiles ? 32 : 8;
+    const int64_t taken = std::min(call.rows, kMostRows);
+    const int64_t cost = unit * w.tile_bytes() * std::max<int64_t>(1, taken / free_rows);
+    const int64_t most = taken > free_rows ? 8 : 64;
+    tiles = unit * std::clamp<int64_t>(kPieceBytes / std::max<int64_t>(1, cost), 1, most / unit);
+    across = (w.tiles + tiles - 1) / tiles;
+    down = (call.rows + rows - 1) / rows;
+  }
+
+  LowbitPiece piece(const LowbitCall& call, int64_t number) const {
+    const int64_t row = number / across * rows, tile = number % across * tiles;
+    return {row, std::min(row + rows, call.rows), tile, std::min(tile + tiles, call.weights.tiles)};
+  }
+};
+
+void prepare_rows(const LowbitCall& call, void (*prepare)(const LowbitCall&, int64_t, int64_t)) {
+  if (call.rows <= kRowBlock) return prepare(call, 0, call.rows);
+  const int64_t blocks = (call.rows + kRowBlock - 1) / kRowBlock;
+  parallel_for(blocks, [&](int64_t block, int) {
+    prepare(call, block * kRowBlock, std::min((block + 1) * kRowBlock, call.rows));
+  });
+}
+
+}  // namespace
+
+void run_integer(const LowbitKernels& kernels, LowbitCall call) {
+  const LowbitWeights& w = call.weights;
+  if (call.rows == 0 || w.outputs == 0) return;
+  const bool on_tiles = kernels.integer_tile_rows > 0 && call.rows >= kernels.integer_tile_rows;
+  const int most = threads();
+  const size_t codes = lines(call.rows * ((w.padded + 63) / 64 * 64)), each = lines(call.rows * w.groups * 4);
+  const size_t shifts = call.row_zero == nullptr ? 0 : lines(call.rows * 4);
+  const size_t scratch = on_tiles ? lines(8192 + w.padded * 32) : 0;
+  uint8_t* memory = workspace.take(codes + 2 * each + shifts + scratch * static_cast<size_t>(most));
+  call.codes = memory;
+  call.scale = reinterpret_cast<float*>(memory + codes);
+  call.sum = reinterpret_cast<int32_t*>(memory + codes + each);
+  if (shifts > 0) call.shift = reinterpret_cast<float*>(memory + codes + 2 * each);
+  uint8_t* slots = memory + codes + 2 * each + shifts;
+  prepare_rows(call, kernels.prepare_integer);
+  const Cut cut(call, on_tiles);
+  parallel_for(
+      cut.across * cut.down,
+      [&](int64_t number, int slot) {
+        const LowbitPiece piece = cut.piece(call, number);
+        if (on_tiles) {
+          kernels.integer_tiles(call, piece, slots + static_cast<size_t>(slot) * scratch);
+        } else {
+          kernels.integer(call, piece);
+        }
+      },
+      most);
+  workspace.release();
+}
+
+void run_float(const LowbitKernels& kernels, LowbitCall call) {
+  const LowbitWeights& w = call.weights;
+  if (call.rows == 0 || w.outputs == 0) return;
+  const bool on_tiles = kernels.float_tile_rows > 0 && call.rows >= kernels.float_tile_rows;
+  const int most = threads();
+  const int64_t row_bytes = w.padded * (on_tiles ? (call.row_type == RowType::bf16 ? 2 : 6) : 4);
+  const size_t rows = lines(call.rows * row_bytes);
+  const size_t scratch = on_tiles ? lines(8192 + w.padded * 64) : 0;
+  call.codes = workspace.take(rows + scratch * static_cast<size_t>(most));
+  prepare_rows(call, on_tiles ? kernels.prepare_tiles_float : kernels.prepare_float);
+  const Cut cut(call, on_tiles);
+  parallel_for(
+      cut.across * cut.down,
+      [&](int64_t number, int slot) {
+        const LowbitPiece piece = cut.piece(call, number);
+        if (on_tiles) {
+          kernels.float_tiles(call, piece, call.codes + rows + static_cast<size_t>(slot) * scratch);
+        } else {
+          kernels.floating(call, piece);
+        }
+      },
+      most);
+  workspace.release();
+}
+
+}  // namespace fewbit

@@ -1,0 +1,228 @@
+// Low-bit weights times float activations on AMX's bfloat16 tiles, in full float32 precision.
+//
+// Layout: as csrc/lowbit_tiles.h, a panel of two tiles of outputs by two blocks of rows. q - z is an integer of
+// at most 9 bits with its sign, which bfloat16 holds exactly; an activation is one, or the sum of three bfloat16 values
+// (csrc/lowbit_rows.h), each multiplied on its own into the same float32 sums.
+// Cost: 32 k take 4 products (12 for float32) of 16 cycles: a float32 product at a third of the bfloat16 rate,
+// still five times the rate of FMA.
+// Why the middle two of every four k change places: a bfloat16 tile wants pairs of k in 32 bits, and the four
+// bytes k0 k1 k2 k3 of a lane give the pairs (k0, k2) and (k1, k3) by a mask and a shift.
+#pragma once
+
+#include "lowbit_tiles.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int64_t kFloatTileRows = 4;  // fewer are as fast without tiles
+
+inline uint16_t leading_bfloat(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return static_cast<uint16_t>(v != v ? 0x7FC0u : bits >> 16);
+}
+
+/// 32 floats as bfloat16 parts [kParts][distance], in the order of the tiles.
+template <int kParts>
+inline void split_run(const float* x, uint16_t* to, int64_t distance) {
+  for (int i = 0; i < kBlock; ++i) {
+    const int at = (i & ~3) | ((i & 1) << 1) | ((i >> 1) & 1);
+    float rest = x[at];
+    for (int part = 0; part < kParts; ++part) {
+      const uint16_t lead = leading_bfloat(rest);
+      to[part * distance + i] = lead;
+      const float taken = float_of_bits(static_cast<uint32_t>(lead) << 16);
+      const bool finite = (lead & 0x7F80u) != 0x7F80u;
+      rest = finite ? rest - taken : 0.0f;  // an infinity is its own leading part, and leaves no NaN behind
+    }
+  }
+}
+
+void prepare_tiles_float(const LowbitCall& call, int64_t begin, int64_t end) {
+  const int parts = parts_of(call);
+  float buffer[kBlock];
+  for (int64_t first = begin; first < end; first += kRowBlock) {
+    const int rows = rows_of(call, first);
+    uint16_t* block = reinterpret_cast<uint16_t*>(call.codes) + first * call.weights.padded * parts;
+    for (int64_t k = 0; k < call.weights.padded; k += kBlock) {
+      for (int r = 0; r < rows; ++r) {
+        const float* x = read_floats(call, first + r, k, kBlock, buffer);
+        uint16_t* to = block + (k * parts * rows) + r * kBlock;
+        if (parts == 1) {
+          split_run<1>(x, to, 0);
+        } else {
+          split_run<3>(x, to, rows * kBlock);
+        }
+      }
+    }
+  }
+}
+
+/// The prepared rows of a block: tile `part` of columns k to k + 31.
+struct FloatRows {
+  const uint16_t* values;
+  int rows, parts;
+  FloatRows(const LowbitCall& call, int64_t first)
+      : values(reinterpret_cast<const uint16_t*>(call.codes) + first * call.weights.padded * parts_of(call)),
+        rows(rows_of(call, first)),
+        parts(parts_of(call)) {}
+  const uint16_t* at(int64_t k, int part) const { return values + (k * parts + part * kBlock) * rows; }
+};
+
+/// bfloat16 of the low bytes of the words of `v` (codes) minus `zero`: a table for up to 4 bits.
+inline __m512i bfloats_of_words(__m512i v, __m512i zero, __m512i table) {
+  return _mm512_permutexvar_epi16(_mm512_sub_epi16(v, zero), table);
+}
+
+/// bfloat16 pairs (low, high) of two vectors of int32 that bfloat16 holds exactly.
+inline __m512i bfloats_of_ints(__m512i low, __m512i high) {
+  const __m512i a = _mm512_castps_si512(_mm512_cvtepi32_ps(low)), b = _mm512_castps_si512(_mm512_cvtepi32_ps(high));
+  return _mm512_or_si512(_mm512_srli_epi32(a, 16), b);
+}
+
+/// bfloat16 of -16 .. 15, addressed by the low five bits of a two's complement number.
+inline __m512i small_bfloats() {
+  alignas(64) uint16_t values[32];
+  for (int i = 0; i < 32; ++i) values[i] = leading_bfloat(static_cast<float>(i < 16 ? i : i - 32));
+  return _mm512_load_si512(values);
+}
+
+/// q - z of one group of a tile as bfloat16, [group / 2][16 outputs][2] in the order of the rows.
+template <int kBits>
+inline void unpack_floats(const LowbitWeights& w, int64_t tile, int64_t group, __m512i table, uint8_t* to) {
+  const uint8_t* block = w.codes + tile * w.tile_bytes() + group * w.group * 2 * kBits;
+  const __m512i zero = zeros_of(w, tile, group, 0);
+  const __m512i pairs = _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16));
+  const __m512i low = _mm512_set1_epi16(255), byte = _mm512_set1_epi32(255);
+  for (int64_t k = 0; k < w.group; k += kBlock, block += kBits * kLine, to += 16 * kLine) {
+    for (int line = 0; line < kBits; ++line) ask_for(block + kAhead + line * kLine);
+    each_step([&]<int kStep>() {
+      const __m512i codes = codes_of<kBits, kStep>(block, 0);
+      __m512i even, odd;
+      if constexpr (kBits == 8) {
+        const auto at = [&](int shift) {
+          return _mm512_sub_epi32(_mm512_and_si512(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), byte), zero);
+        };
+        even = bfloats_of_ints(at(0), at(16));
+        odd = bfloats_of_ints(at(8), at(24));
+      } else {
+        even = bfloats_of_words(_mm512_and_si512(codes, low), pairs, table);
+        odd = bfloats_of_words(_mm512_srli_epi16(codes, 8), pairs, table);
+      }
+      _mm512_store_si512(to + 2 * kStep * kLine, even);
+      _mm512_store_si512(to + (2 * kStep + 1) * kLine, odd);
+    });
+  }
+}
+
+template <bool kTwoRows, bool kTwoTiles>
+inline void multiply_floats(const Panel& panel, const FloatRows& high, const FloatRows& low, int64_t begin,
+                            int64_t group, float* acc) {
+  _tile_zero(0);
+  if constexpr (kTwoTiles) _tile_zero(1);
+  if constexpr (kTwoRows) _tile_zero(2);
+  if constexpr (kTwoRows && kTwoTiles) _tile_zero(3);
+  for (int64_t k = 0; k < group; k += kBlock) {
+    _tile_loadd(6, panel.first + k * kTile * 2, 64);
+    if constexpr (kTwoTiles) _tile_loadd(7, panel.second + k * kTile * 2, 64);
+    for (int part = 0; part < high.parts; ++part) {
+      _tile_loadd(4, high.at(begin + k, part), 64);
+      if constexpr (kTwoRows) _tile_loadd(5, low.at(begin + k, part), 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (kTwoTiles) _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwoRows) _tile_dpbf16ps(2, 5, 6);
+      if constexpr (kTwoRows && kTwoTiles) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, acc, 64);
+  if constexpr (kTwoTiles) _tile_stored(1, acc + 256, 64);
+  if constexpr (kTwoRows) _tile_stored(2, acc + 512, 64);
+  if constexpr (kTwoRows && kTwoTiles) _tile_stored(3, acc + 768, 64);
+}
+
+/// total[row][column] += scale of output * acc.
+inline void scale_floats(const LowbitWeights& w, int64_t tile, int64_t group, int rows, const float* acc,
+                         float* total) {
+  const __m512 scale = scales_of(w, tile, group, 0);
+  for (int r = 0; r < rows; ++r) {
+    const __m512 before = group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total + r * 2 * kTile);
+    _mm512_store_ps(total + r * 2 * kTile, _mm512_fmadd_ps(_mm512_load_ps(acc + r * kTile), scale, before));
+  }
+}
+
+template <int kBits, bool kTwoRows, bool kTwoTiles>
+void float_panel_rows(const LowbitCall& call, int64_t row, int64_t tile, bool unpacked, __m512i table,
+                      const TileScratch& scratch) {
+  const LowbitWeights& w = call.weights;
+  const FloatRows high(call, row), low(call, kTwoRows ? row + kRowBlock : row);
+  float* acc = reinterpret_cast<float*>(scratch.acc);
+  float* below = scratch.total + 16 * 2 * kTile;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int64_t begin = g * w.group;
+    uint8_t* at = scratch.panel + begin * kPanel * kTile * 2;
+    const Panel panel{at, at + w.group * kTile * 2};
+    if (!unpacked) {
+      unpack_floats<kBits>(w, tile, g, table, at);
+      if constexpr (kTwoTiles) unpack_floats<kBits>(w, tile + 1, g, table, at + w.group * kTile * 2);
+    }
+    settle();
+    multiply_floats<kTwoRows, kTwoTiles>(panel, high, low, begin, w.group, acc);
+    scale_floats(w, tile, g, high.rows, acc, scratch.total);
+    if constexpr (kTwoTiles) scale_floats(w, tile + 1, g, high.rows, acc + 256, scratch.total + kTile);
+    if constexpr (kTwoRows) scale_floats(w, tile, g, low.rows, acc + 512, below);
+    if constexpr (kTwoRows && kTwoTiles) scale_floats(w, tile + 1, g, low.rows, acc + 768, below + kTile);
+  }
+  const int rows = high.rows + (kTwoRows ? low.rows : 0);
+  for (int r = 0; r < rows; ++r) {
+    const float* sums = scratch.total + r * 2 * kTile;
+    finish(call, row + r, tile, sums);
+    if constexpr (kTwoTiles) finish(call, row + r, tile + 1, sums + kTile);
+  }
+}
+
+template <int kBits, bool kTwoTiles>
+void float_panel(const LowbitCall& call, const LowbitPiece& piece, int64_t tile, __m512i table,
+                 const TileScratch& scratch) {
+  int high = 0, low = 0;
+  for (int64_t row = piece.row_begin; row < piece.row_end; row += 2 * kRowBlock) {
+    const int now_high = rows_of(call, row);
+    const int now_low = row + kRowBlock < piece.row_end ? rows_of(call, row + kRowBlock) : 0;
+    if (now_high != high || now_low != low) configure(high = now_high, low = now_low, 64);
+    const bool unpacked = row > piece.row_begin;
+    if (low > 0) {
+      float_panel_rows<kBits, true, kTwoTiles>(call, row, tile, unpacked, table, scratch);
+    } else {
+      float_panel_rows<kBits, false, kTwoTiles>(call, row, tile, unpacked, table, scratch);
+    }
+  }
+}
+
+template <int kBits>
+void float_tiles_piece(const LowbitCall& call, const LowbitPiece& piece, uint8_t* memory) {
+  const TileScratch scratch(memory);
+  const __m512i table = small_bfloats();
+  for (int64_t tile = piece.tile_begin; tile < piece.tile_end; tile += kPanel) {
+    if (tile + 1 < piece.tile_end) {
+      float_panel<kBits, true>(call, piece, tile, table, scratch);
+    } else {
+      float_panel<kBits, false>(call, piece, tile, table, scratch);
+    }
+  }
+  _tile_release();
+}
+
+void float_tiles(const LowbitCall& call, const LowbitPiece& piece, uint8_t* scratch) {
+  switch (call.weights.bits) {
+    case 2:
+      return float_tiles_piece<2>(call, piece, scratch);
+    case 3:
+      return float_tiles_piece<3>(call, piece, scratch);
+    case 4:
+      return float_tiles_piece<4>(call, piece, scratch);
+    default:
+      return float_tiles_piece<8>(call, piece, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace fewbit

@@ -1,0 +1,156 @@
+// Low-bit weights times int8 activations: int32 within a group, floats across groups.
+//
+// Layout: one tile and up to kMaxRows rows at a time; the sums of a tile stay in registers through all of K.
+// Cost: for 64 products two bit operations and a dot product; with one row the memory is what it waits for, so
+// lines are asked for 4 KiB ahead into the second cache, where one core keeps more requests open.
+// Why zero points begin the sum: sum x (q - z) = sum x q - z sum x, exact in int32, and one instruction a group.
+// Every row and output is computed alone and in one order, so neither the number of threads nor the number of
+// rows changes a bit.
+#pragma once
+
+#include "lowbit_finish.h"
+#include "lowbit_rows.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int64_t kAhead = 4096;  // bytes
+
+inline Simd::Float scales_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
+  const int64_t at = (tile * w.groups + group) * kTile + part * Simd::kLanes;
+  switch (w.scale_type) {
+    case ScaleType::f16:
+      return Simd::load_half(static_cast<const uint16_t*>(w.scales) + at);
+    case ScaleType::bf16:
+      return Simd::load_bfloat(static_cast<const uint16_t*>(w.scales) + at);
+    default:
+      return Simd::load(static_cast<const float*>(w.scales) + at);
+  }
+}
+
+inline Simd::Int zeros_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
+  if (w.zeros == nullptr) return Simd::ints(w.zero);
+  return Simd::widen(w.zeros + (tile * w.groups + group) * kTile + part * Simd::kLanes);
+}
+
+inline void ask_for(const uint8_t* line) { __builtin_prefetch(line, 0, 2); }
+
+/// One block of 32 k added to acc[kChains][kRows][kParts].
+template <int kBits, int kRows, int kChains>
+inline void add_block(const uint8_t* block, const IntegerRows& x, int first, int64_t k,
+                      Simd::Int (&acc)[kChains][kRows][Simd::kParts]) {
+  const int8_t* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = x.at(first + r, k);
+  for (int line = 0; line < kBits; ++line) ask_for(block + kAhead + line * kLine);
+  Simd::Partial sums[kChains][kRows][Simd::kParts];
+  for (int c = 0; c < kChains; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int p = 0; p < Simd::kParts; ++p) sums[c][r][p] = Simd::begin(acc[c][r][p]);
+    }
+  }
+  each_step([&]<int kStep>() {
+    constexpr int kChain = kStep % kChains;
+    Simd::Bytes codes[Simd::kParts];
+    for (int p = 0; p < Simd::kParts; ++p) codes[p] = codes_of<kBits, kStep>(block, p);
+    for (int r = 0; r < kRows; ++r) {
+      const Simd::Bytes four = Simd::four(rows[r] + 4 * kStep);
+      for (int p = 0; p < Simd::kParts; ++p) {
+        if constexpr (kBits == 8) {
+          acc[kChain][r][p] = Simd::dot_wide(acc[kChain][r][p], codes[p], four);
+        } else {
+          sums[kChain][r][p] = Simd::dot(sums[kChain][r][p], codes[p], four);
+        }
+      }
+    }
+  });
+  if constexpr (kBits != 8) {
+    for (int c = 0; c < kChains; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        for (int p = 0; p < Simd::kParts; ++p) acc[c][r][p] = Simd::finish(acc[c][r][p], sums[c][r][p]);
+      }
+    }
+  }
+}
+
+/// Rows first to first + kRows - 1 of the block of rows `x` by one tile: sums[kRows][16].
+template <int kBits, int kRows>
+void integer_tile(const LowbitWeights& w, int64_t tile, const IntegerRows& x, int first, float* sums) {
+  constexpr int kChains = kRows == 1 ? 2 : 1;
+  const Simd::Int shift = Simd::ints(kBits == 8 ? Simd::kWideShift : 0);
+  Simd::Float total[kRows][Simd::kParts];
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < Simd::kParts; ++p) total[r][p] = Simd::floats(0.0f);
+  }
+  const uint8_t* block = w.codes + tile * w.tile_bytes();
+  for (int64_t g = 0; g < w.groups; ++g) {
+    Simd::Int acc[kChains][kRows][Simd::kParts];
+    for (int p = 0; p < Simd::kParts; ++p) {
+      const Simd::Int zero = Simd::sub(shift, zeros_of(w, tile, g, p));
+      for (int r = 0; r < kRows; ++r) {
+        acc[0][r][p] = Simd::mul(zero, Simd::ints(x.sum[g * x.rows + first + r]));
+        for (int c = 1; c < kChains; ++c) acc[c][r][p] = Simd::ints(0);
+      }
+    }
+    for (int64_t k = g * w.group; k < (g + 1) * w.group; k += kBlock, block += kBits * kLine) {
+      add_block<kBits, kRows, kChains>(block, x, first, k, acc);
+    }
+    for (int p = 0; p < Simd::kParts; ++p) {
+      const Simd::Float scale = scales_of(w, tile, g, p);
+      for (int r = 0; r < kRows; ++r) {
+        Simd::Int sum = acc[0][r][p];
+        for (int c = 1; c < kChains; ++c) sum = Simd::add(sum, acc[c][r][p]);
+        const Simd::Float scaled = Simd::mul(Simd::to_float(sum), Simd::floats(x.scale[g * x.rows + first + r]));
+        total[r][p] = Simd::fma(scaled, scale, total[r][p]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < Simd::kParts; ++p) Simd::store(sums + r * kTile + p * Simd::kLanes, total[r][p]);
+  }
+}
+
+template <int kBits, int kRows>
+void integer_rows(const LowbitCall& call, int64_t row, int first, const LowbitPiece& piece) {
+  const IntegerRows x(call, row);
+  alignas(64) float sums[kRows * kTile];
+  for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
+    integer_tile<kBits, kRows>(call.weights, tile, x, first, sums);
+    for (int r = 0; r < kRows; ++r) finish(call, row + first + r, tile, sums + r * kTile);
+  }
+}
+
+/// The kernel for exactly `rows` rows, at most kMost.
+template <int kBits, int kMost>
+void integer_some(const LowbitCall& call, int64_t row, int first, int rows, const LowbitPiece& piece) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return integer_some<kBits, kMost - 1>(call, row, first, rows, piece);
+  }
+  integer_rows<kBits, kMost>(call, row, first, piece);
+}
+
+template <int kBits>
+void integer_piece(const LowbitCall& call, const LowbitPiece& piece) {
+  for (int64_t row = piece.row_begin; row < piece.row_end; row += kRowBlock) {
+    const int rows = rows_of(call, row);
+    for (int first = 0; first < rows; first += Simd::kMaxRows) {
+      const int some = rows - first < Simd::kMaxRows ? rows - first : Simd::kMaxRows;
+      integer_some<kBits, Simd::kMaxRows>(call, row, first, some, piece);
+    }
+  }
+}
+
+void integer(const LowbitCall& call, const LowbitPiece& piece) {
+  switch (call.weights.bits) {
+    case 2:
+      return integer_piece<2>(call, piece);
+    case 3:
+      return integer_piece<3>(call, piece);
+    case 4:
+      return integer_piece<4>(call, piece);
+    default:
+      return integer_piece<8>(call, piece);
+  }
+}
+
+}  // namespace
+}  // namespace fewbit

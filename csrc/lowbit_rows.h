@@ -1,0 +1,161 @@
+// Activations made ready for a low-bit product: int8 codes with their scales and sums, floats, or bfloat16 parts.
+//
+// Layout: rows stand in blocks of 16 (the last may have fewer, R). Integer rows of a block: codes
+// [depth / 64][R][64] with depth = K padded to whole groups and then to 64, scales and sums [groups][R].
+// Float rows: [M][padded] floats. Rows for tile products in float: bfloat16 [padded / 32][parts][R][32], in
+// every four k the middle two exchanged (csrc/lowbit_float_tiles.h says why).
+// Cost: quantizing reads a row twice (the second time from the cache) and is bounded by its division.
+// Why blocks: 16 rows of 64 bytes are one AMX tile of consecutive lines; rows of a power of two apart would
+// fall into one set of the first cache.
+// Why three parts: the leading 8 bits of a float32, the next 8 and the last 8 are bfloat16 values, so the sum
+// of three bfloat16 products is the float32 product without loss; a bfloat16 activation needs one.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "lowbit.h"
+#include "lowbit_layout.h"
+#include "quantize.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int64_t kRowBlock = 16;
+constexpr int64_t kChunk = 64;  // k of a chunk of integer rows
+
+inline int64_t depth_of(const LowbitWeights& w) { return (w.padded + kChunk - 1) / kChunk * kChunk; }
+inline int rows_of(const LowbitCall& call, int64_t first) {
+  return static_cast<int>(call.rows - first < kRowBlock ? call.rows - first : kRowBlock);
+}
+inline int parts_of(const LowbitCall& call) { return call.row_type == RowType::bf16 ? 1 : 3; }
+
+/// The prepared integer rows of a block; `rows` is the distance between the values of one row, too.
+struct IntegerRows {
+  const int8_t* codes;
+  const float* scale;
+  const int32_t* sum;
+  int rows;
+
+  IntegerRows(const LowbitCall& call, int64_t first)
+      : codes(reinterpret_cast<const int8_t*>(call.codes) + first * depth_of(call.weights)),
+        scale(call.scale + first * call.weights.groups),
+        sum(call.sum + first * call.weights.groups),
+        rows(rows_of(call, first)) {}
+  const int8_t* at(int row, int64_t k) const { return codes + (k / kChunk * rows + row) * kChunk + k % kChunk; }
+};
+
+/// Floats k to k + n of a row of the call, in `buffer` if they must be converted or padded with zeros.
+inline const float* read_floats(const LowbitCall& call, int64_t row, int64_t k, int64_t n, float* buffer) {
+  const int64_t columns = call.weights.columns, at = row * columns + k;
+  const int64_t there = columns - k < n ? (columns > k ? columns - k : 0) : n;
+  if (call.row_type == RowType::f32) {
+    const float* x = static_cast<const float*>(call.x) + at;
+    if (there == n) return x;
+    for (int64_t i = 0; i < there; ++i) buffer[i] = x[i];
+  } else {
+    const uint16_t* x = static_cast<const uint16_t*>(call.x) + at;
+    for (int64_t i = 0; i < there; ++i) buffer[i] = float_of_bits(static_cast<uint32_t>(x[i]) << 16);
+  }
+  for (int64_t i = there; i < n; ++i) buffer[i] = 0.0f;
+  return buffer;
+}
+
+/// Calls fn(k, n) for runs of [begin, end) that stay within a chunk.
+template <class Fn>
+void each_run(int64_t begin, int64_t end, const Fn& fn) {
+  for (int64_t k = begin; k < end;) {
+    const int64_t to = (k / kChunk + 1) * kChunk < end ? (k / kChunk + 1) * kChunk : end;
+    fn(k, to - k);
+    k = to;
+  }
+}
+
+inline int32_t sum_of(const int8_t* codes, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += codes[i];
+  return sum;
+}
+
+/// The scale of quantize_rows_dynamic for columns [begin, end) of a row.
+inline float dynamic_scale(const LowbitCall& call, int64_t row, int64_t begin, int64_t end) {
+  float buffer[kChunk];
+  int32_t largest = 0;  // bits of magnitudes order like integers, a NaN lies above infinity
+  each_run(begin, end, [&](int64_t k, int64_t n) {
+    const float magnitude = largest_magnitude(read_floats(call, row, k, n, buffer), n);
+    int32_t bits;
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    largest = bits > largest ? bits : largest;
+  });
+  const float amax = float_of_bits32(largest);
+  const float step = amax == 0.0f ? 1.0f : amax / static_cast<float>(call.qmax);
+  constexpr float kSmallestNormal = std::numeric_limits<float>::min();
+  return step < kSmallestNormal ? kSmallestNormal : step;
+}
+
+/// Codes of columns [k, k + n) of a row, quantized with `scale` or copied, as signed bytes.
+inline void write_codes(const LowbitCall& call, int64_t row, int64_t k, int64_t n, float scale, int8_t* to) {
+  if (call.row_type == RowType::f32 || call.row_type == RowType::bf16) {
+    float buffer[kChunk];
+    quantize_row(read_floats(call, row, k, n, buffer), n, scale, 0, {-call.qmax, call.qmax}, to);
+    return;
+  }
+  const int64_t columns = call.weights.columns;
+  const int64_t there = columns - k < n ? (columns > k ? columns - k : 0) : n;
+  const uint8_t* from = static_cast<const uint8_t*>(call.x) + row * columns + k;
+  const uint8_t flip = call.row_type == RowType::u8 ? 128 : 0;  // code - 128 is the code with its top bit turned
+  for (int64_t i = 0; i < there; ++i) to[i] = static_cast<int8_t>(from[i] ^ flip);
+  for (int64_t i = there; i < n; ++i) to[i] = 0;
+}
+
+inline void prepare_integer_row(const LowbitCall& call, int64_t first, int row, int rows) {
+  const LowbitWeights& w = call.weights;
+  const bool coded = call.row_type == RowType::i8 || call.row_type == RowType::u8;
+  int8_t* codes = reinterpret_cast<int8_t*>(call.codes) + first * depth_of(w);
+  float whole = 1.0f;
+  if (coded) {
+    const int64_t at = call.per_row ? first + row : 0;
+    whole = call.row_scale[at];
+    if (call.shift != nullptr) {
+      const int32_t zero = call.row_zero[at] - (call.row_type == RowType::u8 ? 128 : 0);
+      call.shift[first + row] = whole * static_cast<float>(zero);
+    }
+  } else if (call.per_row) {
+    whole = dynamic_scale(call, first + row, 0, w.padded);
+  }
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int64_t begin = g * w.group, end = begin + w.group;
+    const float scale = coded || call.per_row ? whole : dynamic_scale(call, first + row, begin, end);
+    int32_t sum = 0;
+    each_run(begin, end, [&](int64_t k, int64_t n) {
+      int8_t* to = codes + (k / kChunk * rows + row) * kChunk + k % kChunk;
+      write_codes(call, first + row, k, n, scale, to);
+      sum += sum_of(to, n);
+    });
+    call.scale[first * w.groups + g * rows + row] = scale;
+    call.sum[first * w.groups + g * rows + row] = sum;
+  }
+  each_run(w.padded, depth_of(w), [&](int64_t k, int64_t n) {
+    std::memset(codes + (k / kChunk * rows + row) * kChunk + k % kChunk, 0, static_cast<size_t>(n));
+  });
+}
+
+void prepare_integer(const LowbitCall& call, int64_t begin, int64_t end) {
+  for (int64_t first = begin; first < end; first += kRowBlock) {
+    const int rows = rows_of(call, first);
+    for (int row = 0; row < rows; ++row) prepare_integer_row(call, first, row, rows);
+  }
+}
+
+void prepare_float(const LowbitCall& call, int64_t begin, int64_t end) {
+  float buffer[kChunk];
+  for (int64_t row = begin; row < end; ++row) {
+    float* to = reinterpret_cast<float*>(call.codes) + row * call.weights.padded;
+    each_run(0, call.weights.padded, [&](int64_t k, int64_t n) {
+      std::memcpy(to + k, read_floats(call, row, k, n, buffer), static_cast<size_t>(n) * sizeof(float));
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fewbit
