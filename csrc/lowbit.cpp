@@ -11,9 +11,10 @@ namespace fewbit {
 namespace {
 
 constexpr int64_t kRowBlock = 16;
-constexpr int64_t kMostRows = 512;           // of a piece: enough to pay for unpacking its weights
-constexpr int64_t kPieceBytes = 128 << 10;   // of packed weights, some 10 us at the speed of memory
-constexpr size_t kKeep = size_t{64} << 20;   // larger workspaces are given back after the call
+constexpr int64_t kMostRows = 512;          // of a piece: enough to pay for unpacking its weights
+constexpr int64_t kMostTiles = 16;          // of a piece of many rows
+constexpr int64_t kPieceBytes = 128 << 10;  // of packed weights, some 10 us at the speed of memory
+constexpr size_t kKeep = size_t{64} << 20;  // larger workspaces are given back after the call
 
 size_t lines(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
 
@@ -43,11 +44,12 @@ struct Cut {
 
   Cut(const LowbitCall& call, bool on_tiles) : rows(kMostRows) {
     const LowbitWeights& w = call.weights;
-    const int64_t unit = on_tiles ? 2 : 1, free_rows = on_tiles ? 32 : 8;
-    const int64_t taken = std::min(call.rows, kMostRows);
-    const int64_t cost = unit * w.tile_bytes() * std::max<int64_t>(1, taken / free_rows);
-    const int64_t most = taken > free_rows ? 8 : 64;
-    tiles = unit * std::clamp<int64_t>(kPieceBytes / std::max<int64_t>(1, cost), 1, most / unit);
+    const int64_t unit = on_tiles ? 2 : 1, few = on_tiles ? 32 : 8;
+    if (call.rows <= few) {  // as long as the weights are what takes time
+      tiles = unit * std::clamp<int64_t>(kPieceBytes / (unit * w.tile_bytes()), 1, 64);
+    } else {  // enough outputs to use the rows again and again, and pieces for some cores
+      tiles = std::clamp<int64_t>(w.tiles / 8 / unit * unit, unit, kMostTiles);
+    }
     across = (w.tiles + tiles - 1) / tiles;
     down = (call.rows + rows - 1) / rows;
   }
@@ -75,7 +77,8 @@ void run_integer(const LowbitKernels& kernels, LowbitCall call) {
   const int most = threads();
   const size_t codes = lines(call.rows * ((w.padded + 63) / 64 * 64)), each = lines(call.rows * w.groups * 4);
   const size_t shifts = call.row_zero == nullptr ? 0 : lines(call.rows * 4);
-  const size_t scratch = on_tiles ? lines(8192 + w.padded * 32) : 0;
+  const Cut cut(call, on_tiles);
+  const size_t scratch = on_tiles ? lines(tile_scratch(w, std::min(call.rows, cut.rows), cut.tiles, 1)) : 0;
   uint8_t* memory = workspace.take(codes + 2 * each + shifts + scratch * static_cast<size_t>(most));
   call.codes = memory;
   call.scale = reinterpret_cast<float*>(memory + codes);
@@ -83,7 +86,6 @@ void run_integer(const LowbitKernels& kernels, LowbitCall call) {
   if (shifts > 0) call.shift = reinterpret_cast<float*>(memory + codes + 2 * each);
   uint8_t* slots = memory + codes + 2 * each + shifts;
   prepare_rows(call, kernels.prepare_integer);
-  const Cut cut(call, on_tiles);
   parallel_for(
       cut.across * cut.down,
       [&](int64_t number, int slot) {
@@ -105,10 +107,10 @@ void run_float(const LowbitKernels& kernels, LowbitCall call) {
   const int most = threads();
   const int64_t row_bytes = w.padded * (on_tiles ? (call.row_type == RowType::bf16 ? 2 : 6) : 4);
   const size_t rows = lines(call.rows * row_bytes);
-  const size_t scratch = on_tiles ? lines(8192 + w.padded * 64) : 0;
+  const Cut cut(call, on_tiles);
+  const size_t scratch = on_tiles ? lines(tile_scratch(w, std::min(call.rows, cut.rows), cut.tiles, 2)) : 0;
   call.codes = workspace.take(rows + scratch * static_cast<size_t>(most));
   prepare_rows(call, on_tiles ? kernels.prepare_tiles_float : kernels.prepare_float);
-  const Cut cut(call, on_tiles);
   parallel_for(
       cut.across * cut.down,
       [&](int64_t number, int slot) {

@@ -1,8 +1,8 @@
 // Linear layers with weights of 2, 3, 4 or 8 bits: what their kernels share.
 //
 // Layout: csrc/lowbit_layout.h has the weights' layout, csrc/lowbit_rows.h that of the activations. A call is
-// cut into pieces, a range of tiles (16 outputs each) by a range of rows; csrc/lowbit.cpp chooses piece and kernel
-// from the shape, runs the pieces on the pool, and one table for each instruction set computes them.
+// cut into pieces, a range of tiles (16 outputs each) by a range of rows; csrc/lowbit.cpp chooses piece and
+// kernel from the shape, runs the pieces on the pool, and one table for each instruction set computes them.
 // Cost: two indirect calls a piece.
 // Why one struct for all arguments: it is read by every piece and copied by none.
 #pragma once
@@ -21,7 +21,7 @@ enum class RowType { f32, bf16, i8, u8 };
 
 /// Weights in the layout of csrc/lowbit_layout.h. Not the owner of the memory.
 struct LowbitWeights {
-  int64_t outputs = 0, columns = 0;                    // N, K
+  int64_t outputs = 0, columns = 0;                      // N, K
   int64_t padded = 0, group = 0, groups = 0, tiles = 0;  // padded = group * groups >= K
   int bits = 4;
   const uint8_t* codes = nullptr;  // [tiles][padded / 32][bits][64], 64-byte aligned
@@ -29,7 +29,8 @@ struct LowbitWeights {
   ScaleType scale_type = ScaleType::f32;
   const uint8_t* zeros = nullptr;  // [tiles][groups][16], or null: `zero` for all
   int32_t zero = 0;
-  const float* sums = nullptr;  // [tiles][16]: the sum over k of s (q - z), which an activation's zero point multiplies
+  const float* sums =
+      nullptr;  // [tiles][16]: the sum over k of s (q - z), which an activation's zero point multiplies
 
   int64_t tile_bytes() const { return padded * 2 * bits; }
 };
@@ -37,14 +38,15 @@ struct LowbitWeights {
 /// What a layer computes: y = act(rows W^T + bias).
 struct LowbitCall {
   LowbitWeights weights;
-  int64_t rows = 0;                  // M
-  RowType row_type = RowType::f32;   // of `x`
-  const void* x = nullptr;           // [M, K]
-  bool bf16_out = false;             // y is bfloat16
-  void* y = nullptr;                 // [M, N]
-  const float* bias = nullptr;       // [N]
+  int64_t rows = 0;                 // M
+  RowType row_type = RowType::f32;  // of `x`
+  const void* x = nullptr;          // [M, K]
+  bool bf16_out = false;            // y is bfloat16
+  void* y = nullptr;                // [M, N]
+  const float* bias = nullptr;      // [N]
   Activation activation = Activation::none;
-  // Integer products: x is quantized on the fly within +-qmax for each row and group (or each row), or is codes.
+  // Integer products: x is quantized on the fly within +-qmax for each row and group (or each row), or is
+  // codes.
   int32_t qmax = 127;
   bool per_row = false;
   const float* row_scale = nullptr;  // of codes: [M], or one if !per_row
@@ -60,6 +62,13 @@ struct LowbitCall {
 struct LowbitPiece {
   int64_t row_begin, row_end, tile_begin, tile_end;
 };
+
+/// Scratch of a piece on matrix tiles: accumulators, float sums, unpacked weights of one block of K.
+inline constexpr int64_t kTileAccumulators = 8192, kTileDepth = 512;
+inline int64_t tile_scratch(const LowbitWeights& w, int64_t rows, int64_t tiles, int64_t code_bytes) {
+  const int64_t squares = (rows + 31) / 32 * ((tiles + 1) / 2), depth = w.group > kTileDepth ? w.group : kTileDepth;
+  return kTileAccumulators + squares * 4096 + (tiles + 1) / 2 * 32 * depth * code_bytes;
+}
 
 struct LowbitKernels {
   const char* isa;

@@ -1,14 +1,16 @@
-// The end of a low-bit product: zero point of the activations, bias, activation function, float32 or bfloat16.
+// The end of a low-bit product: zero point of the activations, bias, activation function, float32 or
+// bfloat16.
 //
 // Layout: sixteen sums of one row and tile in, at most sixteen outputs of y out.
 // Cost: a few vector instructions for 16 outputs; the activation functions about 20.
-// Why no library call: a loop over sixteen values with a polynomial becomes vector code, and gives the same bits
-// on every instruction set. exp is 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2], within 2 ulp.
+// Why no library call: a loop over sixteen values with a polynomial becomes vector code, and gives the same
+// bits on every instruction set. exp is 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2], within 2 ulp.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#include "halves.h"
 #include "lowbit.h"
 #include "lowbit_layout.h"
 #include "quantize.h"
@@ -19,7 +21,8 @@ namespace {
 inline float exp_of(float x) {
   x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
   const float n = round_clamped(x * 1.44269504f, -127.0f, 127.0f);
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts: the first product is exact
+  const float r =
+      (x - n * 0.693145752f) - n * 1.42860677e-6f;  // ln 2 in two parts: the first product is exact
   float p = 1.0f / 720.0f;
   p = p * r + 1.0f / 120.0f;
   p = p * r + 1.0f / 24.0f;
@@ -27,10 +30,7 @@ inline float exp_of(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t exponent = (static_cast<int32_t>(n) + 127) * (1 << 23);
-  float power;
-  std::memcpy(&power, &exponent, sizeof power);
-  return p * power;
+  return p * float_from_bits(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp_of(-x)); }
@@ -81,8 +81,7 @@ inline void activate(Activation activation, float* v) {
 
 /// bfloat16 bits of v, rounded half to even; a NaN stays one.
 inline uint16_t bfloat_of(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
+  const uint32_t bits = bits_from_float(v);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<uint16_t>(v != v ? 0x7FC0u : rounded);
 }

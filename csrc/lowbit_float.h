@@ -1,10 +1,10 @@
 // Low-bit weights times float activations: y = sum over groups of s * sum of x (q - z), all in float32.
 //
 // Layout: one tile and up to kMaxRows rows at a time; a sum for each byte position while there are few rows.
-// Cost: four instructions and an FMA for 16 products of one row; AVX-512 takes q - z from a table in one register
-// where the zero point is one for all (two instructions and an FMA).
-// Why q - z is made before the product: x q - z x would lose bits where q is near z. It is an integer of at most
-// 9 bits, exact in any float.
+// Cost: four instructions and an FMA for 16 products of one row; AVX-512 takes q - z from a table in one
+// register where the zero point is one for all (two instructions and an FMA). Why q - z is made before the
+// product: x q - z x would lose bits where q is near z. It is an integer of at most 9 bits, exact in any
+// float.
 #pragma once
 
 #include "lowbit_integer.h"

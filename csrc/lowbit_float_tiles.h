@@ -1,12 +1,12 @@
 // Low-bit weights times float activations on AMX's bfloat16 tiles, in full float32 precision.
 //
-// Layout: as csrc/lowbit_tiles.h, a panel of two tiles of outputs by two blocks of rows. q - z is an integer of
-// at most 9 bits with its sign, which bfloat16 holds exactly; an activation is one, or the sum of three bfloat16 values
-// (csrc/lowbit_rows.h), each multiplied on its own into the same float32 sums.
-// Cost: 32 k take 4 products (12 for float32) of 16 cycles: a float32 product at a third of the bfloat16 rate,
-// still five times the rate of FMA.
-// Why the middle two of every four k change places: a bfloat16 tile wants pairs of k in 32 bits, and the four
-// bytes k0 k1 k2 k3 of a lane give the pairs (k0, k2) and (k1, k3) by a mask and a shift.
+// Layout: as csrc/lowbit_tiles.h, a panel of two tiles of outputs by two blocks of rows. q - z is an integer
+// of at most 9 bits with its sign, which bfloat16 holds exactly; an activation is one, or the sum of three
+// bfloat16 values (csrc/lowbit_rows.h), each multiplied on its own into the same float32 sums. Cost: 32 k
+// take 4 products (12 for float32) of 16 cycles: a float32 product at a third of the bfloat16 rate, still
+// five times the rate of FMA. Why the middle two of every four k change places: a bfloat16 tile wants pairs
+// of k in 32 bits, and the four bytes k0 k1 k2 k3 of a lane give the pairs (k0, k2) and (k1, k3) by a mask
+// and a shift.
 #pragma once
 
 #include "lowbit_tiles.h"
@@ -15,11 +15,10 @@ namespace fewbit {
 namespace {
 
 constexpr int64_t kFloatTileRows = 4;  // fewer are as fast without tiles
+constexpr int64_t kFloatDepth = 384;   // k of a block times parts of an activation
 
 inline uint16_t leading_bfloat(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  return static_cast<uint16_t>(v != v ? 0x7FC0u : bits >> 16);
+  return static_cast<uint16_t>(v != v ? 0x7FC0u : bits_from_float(v) >> 16);
 }
 
 /// 32 floats as bfloat16 parts [kParts][distance], in the order of the tiles.
@@ -31,7 +30,7 @@ inline void split_run(const float* x, uint16_t* to, int64_t distance) {
     for (int part = 0; part < kParts; ++part) {
       const uint16_t lead = leading_bfloat(rest);
       to[part * distance + i] = lead;
-      const float taken = float_of_bits(static_cast<uint32_t>(lead) << 16);
+      const float taken = float_from_bits(static_cast<uint32_t>(lead) << 16);
       const bool finite = (lead & 0x7F80u) != 0x7F80u;
       rest = finite ? rest - taken : 0.0f;  // an infinity is its own leading part, and leaves no NaN behind
     }
@@ -76,7 +75,8 @@ inline __m512i bfloats_of_words(__m512i v, __m512i zero, __m512i table) {
 
 /// bfloat16 pairs (low, high) of two vectors of int32 that bfloat16 holds exactly.
 inline __m512i bfloats_of_ints(__m512i low, __m512i high) {
-  const __m512i a = _mm512_castps_si512(_mm512_cvtepi32_ps(low)), b = _mm512_castps_si512(_mm512_cvtepi32_ps(high));
+  const __m512i a = _mm512_castps_si512(_mm512_cvtepi32_ps(low)),
+                b = _mm512_castps_si512(_mm512_cvtepi32_ps(high));
   return _mm512_or_si512(_mm512_srli_epi32(a, 16), b);
 }
 
@@ -101,7 +101,8 @@ inline void unpack_floats(const LowbitWeights& w, int64_t tile, int64_t group, _
       __m512i even, odd;
       if constexpr (kBits == 8) {
         const auto at = [&](int shift) {
-          return _mm512_sub_epi32(_mm512_and_si512(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), byte), zero);
+          return _mm512_sub_epi32(
+              _mm512_and_si512(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), byte), zero);
         };
         even = bfloats_of_ints(at(0), at(16));
         odd = bfloats_of_ints(at(8), at(24));
@@ -117,11 +118,8 @@ inline void unpack_floats(const LowbitWeights& w, int64_t tile, int64_t group, _
 
 template <bool kTwoRows, bool kTwoTiles>
 inline void multiply_floats(const Panel& panel, const FloatRows& high, const FloatRows& low, int64_t begin,
-                            int64_t group, float* acc) {
-  _tile_zero(0);
-  if constexpr (kTwoTiles) _tile_zero(1);
-  if constexpr (kTwoRows) _tile_zero(2);
-  if constexpr (kTwoRows && kTwoTiles) _tile_zero(3);
+                            int64_t group, int32_t* acc) {
+  clear_tiles<kTwoRows, kTwoTiles>();
   for (int64_t k = 0; k < group; k += kBlock) {
     _tile_loadd(6, panel.first + k * kTile * 2, 64);
     if constexpr (kTwoTiles) _tile_loadd(7, panel.second + k * kTile * 2, 64);
@@ -134,80 +132,69 @@ inline void multiply_floats(const Panel& panel, const FloatRows& high, const Flo
       if constexpr (kTwoRows && kTwoTiles) _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, acc, 64);
-  if constexpr (kTwoTiles) _tile_stored(1, acc + 256, 64);
-  if constexpr (kTwoRows) _tile_stored(2, acc + 512, 64);
-  if constexpr (kTwoRows && kTwoTiles) _tile_stored(3, acc + 768, 64);
+  store_tiles<kTwoRows, kTwoTiles>(acc);
 }
 
 /// total[row][column] += scale of output * acc.
-inline void scale_floats(const LowbitWeights& w, int64_t tile, int64_t group, int rows, const float* acc,
+inline void scale_floats(const LowbitWeights& w, int64_t tile, int64_t group, int rows, const int32_t* acc,
                          float* total) {
   const __m512 scale = scales_of(w, tile, group, 0);
-  for (int r = 0; r < rows; ++r) {
-    const __m512 before = group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(total + r * 2 * kTile);
-    _mm512_store_ps(total + r * 2 * kTile, _mm512_fmadd_ps(_mm512_load_ps(acc + r * kTile), scale, before));
+  for (int r = 0; r < rows; ++r, acc += kTile, total += kPair) {
+    _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_load_ps(acc), scale, _mm512_load_ps(total)));
   }
 }
 
+template <bool kTwoRows, bool kTwoTiles>
+inline void scale_float_square(const LowbitWeights& w, const Square& at, int64_t group, const FloatRows& high,
+                               const FloatRows& low, const int32_t* acc) {
+  float* below = at.total + kTile * kPair;
+  scale_floats(w, at.tile, group, high.rows, acc, at.total);
+  if constexpr (kTwoTiles) scale_floats(w, at.tile + 1, group, high.rows, acc + 256, at.total + kTile);
+  if constexpr (kTwoRows) scale_floats(w, at.tile, group, low.rows, acc + 512, below);
+  if constexpr (kTwoRows && kTwoTiles) scale_floats(w, at.tile + 1, group, low.rows, acc + 768, below + kTile);
+}
+
+/// Groups [begin, end) of a square; `panel` is where their unpacked weights are, or will be.
 template <int kBits, bool kTwoRows, bool kTwoTiles>
-void float_panel_rows(const LowbitCall& call, int64_t row, int64_t tile, bool unpacked, __m512i table,
-                      const TileScratch& scratch) {
+void float_square(const LowbitCall& call, const Square& at, int64_t begin, int64_t end, __m512i table,
+                  int32_t* acc, uint8_t* panel) {
   const LowbitWeights& w = call.weights;
-  const FloatRows high(call, row), low(call, kTwoRows ? row + kRowBlock : row);
-  float* acc = reinterpret_cast<float*>(scratch.acc);
-  float* below = scratch.total + 16 * 2 * kTile;
-  for (int64_t g = 0; g < w.groups; ++g) {
-    const int64_t begin = g * w.group;
-    uint8_t* at = scratch.panel + begin * kPanel * kTile * 2;
-    const Panel panel{at, at + w.group * kTile * 2};
-    if (!unpacked) {
-      unpack_floats<kBits>(w, tile, g, table, at);
-      if constexpr (kTwoTiles) unpack_floats<kBits>(w, tile + 1, g, table, at + w.group * kTile * 2);
-    }
+  const FloatRows high(call, at.row), low(call, kTwoRows ? at.row + kRowBlock : at.row);
+  const auto place = [&](int64_t g) { return panel + (g - begin) * w.group * kPair * 2; };
+  const auto unpack = [&](int64_t g) {
+    if (at.unpacked || g >= end) return;
+    unpack_floats<kBits>(w, at.tile, g, table, place(g));
+    if constexpr (kTwoTiles) unpack_floats<kBits>(w, at.tile + 1, g, table, place(g) + w.group * kTile * 2);
+  };
+  unpack(begin);
+  for (int64_t g = begin; g < end; ++g) {
+    unpack(g + 1);
+    const Panel weights{place(g), place(g) + w.group * kTile * 2};
     settle();
-    multiply_floats<kTwoRows, kTwoTiles>(panel, high, low, begin, w.group, acc);
-    scale_floats(w, tile, g, high.rows, acc, scratch.total);
-    if constexpr (kTwoTiles) scale_floats(w, tile + 1, g, high.rows, acc + 256, scratch.total + kTile);
-    if constexpr (kTwoRows) scale_floats(w, tile, g, low.rows, acc + 512, below);
-    if constexpr (kTwoRows && kTwoTiles) scale_floats(w, tile + 1, g, low.rows, acc + 768, below + kTile);
+    multiply_floats<kTwoRows, kTwoTiles>(weights, high, low, g * w.group, w.group, acc + g % 2 * 1024);
+    if (g == begin) continue;
+    scale_float_square<kTwoRows, kTwoTiles>(w, at, g - 1, high, low, acc + (g - 1) % 2 * 1024);
   }
-  const int rows = high.rows + (kTwoRows ? low.rows : 0);
-  for (int r = 0; r < rows; ++r) {
-    const float* sums = scratch.total + r * 2 * kTile;
-    finish(call, row + r, tile, sums);
-    if constexpr (kTwoTiles) finish(call, row + r, tile + 1, sums + kTile);
-  }
-}
-
-template <int kBits, bool kTwoTiles>
-void float_panel(const LowbitCall& call, const LowbitPiece& piece, int64_t tile, __m512i table,
-                 const TileScratch& scratch) {
-  int high = 0, low = 0;
-  for (int64_t row = piece.row_begin; row < piece.row_end; row += 2 * kRowBlock) {
-    const int now_high = rows_of(call, row);
-    const int now_low = row + kRowBlock < piece.row_end ? rows_of(call, row + kRowBlock) : 0;
-    if (now_high != high || now_low != low) configure(high = now_high, low = now_low, 64);
-    const bool unpacked = row > piece.row_begin;
-    if (low > 0) {
-      float_panel_rows<kBits, true, kTwoTiles>(call, row, tile, unpacked, table, scratch);
-    } else {
-      float_panel_rows<kBits, false, kTwoTiles>(call, row, tile, unpacked, table, scratch);
-    }
-  }
+  scale_float_square<kTwoRows, kTwoTiles>(w, at, end - 1, high, low, acc + (end - 1) % 2 * 1024);
 }
 
 template <int kBits>
 void float_tiles_piece(const LowbitCall& call, const LowbitPiece& piece, uint8_t* memory) {
-  const TileScratch scratch(memory);
   const __m512i table = small_bfloats();
-  for (int64_t tile = piece.tile_begin; tile < piece.tile_end; tile += kPanel) {
-    if (tile + 1 < piece.tile_end) {
-      float_panel<kBits, true>(call, piece, tile, table, scratch);
-    } else {
-      float_panel<kBits, false>(call, piece, tile, table, scratch);
-    }
-  }
+  each_part(piece, [&](const LowbitPiece& part) {
+    const TileScratch scratch(memory, part);
+    const auto multiply = [&](const Square& at, bool two_rows, bool two_tiles, int64_t begin, int64_t end,
+                              uint8_t* panel) {
+      int32_t* acc = scratch.acc;
+      if (two_rows) {
+        if (two_tiles) return float_square<kBits, true, true>(call, at, begin, end, table, acc, panel);
+        return float_square<kBits, true, false>(call, at, begin, end, table, acc, panel);
+      }
+      if (two_tiles) return float_square<kBits, false, true>(call, at, begin, end, table, acc, panel);
+      return float_square<kBits, false, false>(call, at, begin, end, table, acc, panel);
+    };
+    walk_piece(call, part, scratch, kFloatDepth / parts_of(call), 2, 64, multiply);
+  });
   _tile_release();
 }
 

@@ -1,11 +1,11 @@
 // Low-bit weights times int8 activations: int32 within a group, floats across groups.
 //
 // Layout: one tile and up to kMaxRows rows at a time; the sums of a tile stay in registers through all of K.
-// Cost: for 64 products two bit operations and a dot product; with one row the memory is what it waits for, so
-// lines are asked for 4 KiB ahead into the second cache, where one core keeps more requests open.
-// Why zero points begin the sum: sum x (q - z) = sum x q - z sum x, exact in int32, and one instruction a group.
-// Every row and output is computed alone and in one order, so neither the number of threads nor the number of
-// rows changes a bit.
+// Cost: for 64 products two bit operations and a dot product; with one row the memory is what it waits for,
+// so lines are asked for 4 KiB ahead into the second cache, where one core keeps more requests open. Why zero
+// points begin the sum: sum x (q - z) = sum x q - z sum x, exact in int32, and one instruction a group. Every
+// row and output is computed alone and in one order, so neither the number of threads nor the number of rows
+// changes a bit.
 #pragma once
 
 #include "lowbit_finish.h"
@@ -99,7 +99,8 @@ void integer_tile(const LowbitWeights& w, int64_t tile, const IntegerRows& x, in
       for (int r = 0; r < kRows; ++r) {
         Simd::Int sum = acc[0][r][p];
         for (int c = 1; c < kChains; ++c) sum = Simd::add(sum, acc[c][r][p]);
-        const Simd::Float scaled = Simd::mul(Simd::to_float(sum), Simd::floats(x.scale[g * x.rows + first + r]));
+        const Simd::Float scaled =
+            Simd::mul(Simd::to_float(sum), Simd::floats(x.scale[g * x.rows + first + r]));
         total[r][p] = Simd::fma(scaled, scale, total[r][p]);
       }
     }

@@ -1,9 +1,9 @@
-// The low-bit kernels of one instruction set: compiled once for each (CMakeLists.txt), as csrc/kernels.cpp is,
-// and for the same reason with everything in anonymous namespaces.
+// The low-bit kernels of one instruction set: compiled once for each (CMakeLists.txt), as csrc/kernels.cpp
+// is, and for the same reason with everything in anonymous namespaces.
 #include "lowbit.h"
 
 #if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wunused-function"       // of the passes' headers some helpers serve here
+#pragma GCC diagnostic ignored "-Wunused-function"      // of the passes' headers some helpers serve here
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own _mm512_undefined_*
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif

@@ -2,8 +2,8 @@
 //
 // Layout: a matrix [N, K] of unsigned codes (signed ones moved up by 2^(bits-1), zero points alike), K padded
 // to whole groups (multiples of 32) with codes equal to the zero point. Sixteen outputs make a tile; a tile
-// holds its K after one another in blocks of 32, a block is `bits` lines of 64 bytes, and in every line 32-bit
-// lane n belongs to output n, its four bytes to four successive k:
+// holds its K after one another in blocks of 32, a block is `bits` lines of 64 bytes, and in every line
+// 32-bit lane n belongs to output n, its four bytes to four successive k:
 //   8 bits  line i                     k = 4 i .. 4 i + 3
 //   4 bits  line i, low / high nibble  k = 8 i .. + 3 / k = 8 i + 4 .. + 3
 //   2 bits  line i, bits 2 f, 2 f + 1  k = 16 i + 4 f .. + 3

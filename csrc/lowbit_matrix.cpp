@@ -35,7 +35,8 @@ int32_t exact_half(float v) {
   const int32_t exponent = static_cast<int32_t>(bits >> 23 & 255) - 112;
   if (v == 0.0f) return 0;
   if ((bits & 0x1FFFu) != 0 || exponent < 1 || exponent > 30) return -1;
-  return static_cast<int32_t>((bits >> 16 & 0x8000u) | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 0x3FFu));
+  return static_cast<int32_t>((bits >> 16 & 0x8000u) | static_cast<uint32_t>(exponent) << 10 |
+                              (bits >> 13 & 0x3FFu));
 }
 
 int32_t exact_bfloat(float v) {
@@ -113,7 +114,8 @@ bool pack_tile(const Reader& from, const LowbitWeights& w, int64_t tile, uint8_t
   uint8_t* block = codes + tile * w.tile_bytes();
   for (int64_t g = 0; g < w.groups; ++g) {
     int64_t group_sum[kTile] = {};
-    for (int64_t k = g * w.group; k < (g + 1) * w.group; k += kBlock, block += w.bits * static_cast<int64_t>(kLine)) {
+    for (int64_t k = g * w.group; k < (g + 1) * w.group;
+         k += kBlock, block += w.bits * static_cast<int64_t>(kLine)) {
       for (int64_t n = 0; n < kTile; ++n) {
         for (int i = 0; i < kBlock; ++i) {
           const int32_t code = from.code(tile * kTile + n, k + i);
@@ -154,7 +156,8 @@ LowbitMemory::LowbitMemory(size_t bytes) : bytes_(whole(bytes == 0 ? 1 : bytes, 
     void* raw = mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) throw std::bad_alloc();
     uint8_t* begin = static_cast<uint8_t*>(raw);
-    const size_t before = whole(reinterpret_cast<uintptr_t>(begin), kHugePage) - reinterpret_cast<uintptr_t>(begin);
+    const size_t before =
+        whole(reinterpret_cast<uintptr_t>(begin), kHugePage) - reinterpret_cast<uintptr_t>(begin);
     data_ = begin + before;
     if (before > 0) munmap(begin, before);
     if (before < kHugePage) munmap(data_ + bytes_, kHugePage - before);

@@ -1,8 +1,8 @@
 // A weight matrix in the layout of csrc/lowbit_layout.h, and the memory it owns.
 //
 // Layout: one allocation: codes, scales, zero points, sums, each from a multiple of 64 bytes.
-// Cost: made once, one pass over the codes. Why huge pages for what is larger than one: a core streams weights
-// past 4 KiB pages 10% slower, as the processor's own prefetching ends at every page.
+// Cost: made once, one pass over the codes. Why huge pages for what is larger than one: a core streams
+// weights past 4 KiB pages 10% slower, as the processor's own prefetching ends at every page.
 #pragma once
 
 #include <cstddef>

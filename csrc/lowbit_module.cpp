@@ -2,7 +2,8 @@
 //
 // Layout: one class; its contract is in src/fewbit/_native.pyi.
 // Cost: three arrays a call.
-// Why a class: the packed weights are memory of our own, on huge pages, that no tensor library should see or copy.
+// Why a class: the packed weights are memory of our own, on huge pages, that no tensor library should see or
+// copy.
 #include "lowbit_module.h"
 
 #include <nanobind/stl/optional.h>
@@ -32,8 +33,8 @@ void check_packing(int64_t group, int64_t bits) {
   }
 }
 
-void construct(LowbitMatrix* self, const Input& codes, const Input& scale, const std::optional<Input>& zero_point,
-               int64_t group, int bits) {
+void construct(LowbitMatrix* self, const Input& codes, const Input& scale,
+               const std::optional<Input>& zero_point, int64_t group, int bits) {
   check_packing(group, bits);
   const Shape shape = matrix_shape(codes, "codes");
   const Code type = code_type(codes, "codes");
@@ -61,8 +62,8 @@ Activation activation_of(const std::string& name) {
 }
 
 /// Checks that all calls share: x [M, K], bias [N], out [M, N].
-LowbitCall begin(const LowbitMatrix& matrix, const Input& x, const std::optional<Input>& bias, const Output& out,
-                 const std::string& activation) {
+LowbitCall begin(const LowbitMatrix& matrix, const Input& x, const std::optional<Input>& bias,
+                 const Output& out, const std::string& activation) {
   LowbitCall call;
   call.weights = matrix.weights();
   const Shape shape = matrix_shape(x, "x");
@@ -84,8 +85,8 @@ RowType float_rows_of(const Input& x) {
   return type == Float::f32 ? RowType::f32 : RowType::bf16;
 }
 
-void linear_float(const LowbitMatrix& matrix, const Input& x, const std::optional<Input>& bias, const Output& out,
-                  const std::string& activation) {
+void linear_float(const LowbitMatrix& matrix, const Input& x, const std::optional<Input>& bias,
+                  const Output& out, const std::string& activation) {
   LowbitCall call = begin(matrix, x, bias, out, activation);
   call.row_type = float_rows_of(x);
   const nb::gil_scoped_release free;

@@ -1,4 +1,5 @@
-// Activations made ready for a low-bit product: int8 codes with their scales and sums, floats, or bfloat16 parts.
+// Activations made ready for a low-bit product: int8 codes with their scales and sums, floats, or bfloat16
+// parts.
 //
 // Layout: rows stand in blocks of 16 (the last may have fewer, R). Integer rows of a block: codes
 // [depth / 64][R][64] with depth = K padded to whole groups and then to 64, scales and sums [groups][R].
@@ -14,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "halves.h"
 #include "lowbit.h"
 #include "lowbit_layout.h"
 #include "quantize.h"
@@ -42,7 +44,9 @@ struct IntegerRows {
         scale(call.scale + first * call.weights.groups),
         sum(call.sum + first * call.weights.groups),
         rows(rows_of(call, first)) {}
-  const int8_t* at(int row, int64_t k) const { return codes + (k / kChunk * rows + row) * kChunk + k % kChunk; }
+  const int8_t* at(int row, int64_t k) const {
+    return codes + (k / kChunk * rows + row) * kChunk + k % kChunk;
+  }
 };
 
 /// Floats k to k + n of a row of the call, in `buffer` if they must be converted or padded with zeros.
@@ -54,8 +58,7 @@ inline const float* read_floats(const LowbitCall& call, int64_t row, int64_t k, 
     if (there == n) return x;
     for (int64_t i = 0; i < there; ++i) buffer[i] = x[i];
   } else {
-    const uint16_t* x = static_cast<const uint16_t*>(call.x) + at;
-    for (int64_t i = 0; i < there; ++i) buffer[i] = float_of_bits(static_cast<uint32_t>(x[i]) << 16);
+    widen(static_cast<const uint16_t*>(call.x) + at, Float::bf16, there, buffer);
   }
   for (int64_t i = there; i < n; ++i) buffer[i] = 0.0f;
   return buffer;
@@ -83,8 +86,7 @@ inline float dynamic_scale(const LowbitCall& call, int64_t row, int64_t begin, i
   int32_t largest = 0;  // bits of magnitudes order like integers, a NaN lies above infinity
   each_run(begin, end, [&](int64_t k, int64_t n) {
     const float magnitude = largest_magnitude(read_floats(call, row, k, n, buffer), n);
-    int32_t bits;
-    std::memcpy(&bits, &magnitude, sizeof bits);
+    const int32_t bits = static_cast<int32_t>(bits_from_float(magnitude));
     largest = bits > largest ? bits : largest;
   });
   const float amax = float_of_bits32(largest);
@@ -103,7 +105,8 @@ inline void write_codes(const LowbitCall& call, int64_t row, int64_t k, int64_t 
   const int64_t columns = call.weights.columns;
   const int64_t there = columns - k < n ? (columns > k ? columns - k : 0) : n;
   const uint8_t* from = static_cast<const uint8_t*>(call.x) + row * columns + k;
-  const uint8_t flip = call.row_type == RowType::u8 ? 128 : 0;  // code - 128 is the code with its top bit turned
+  const uint8_t flip =
+      call.row_type == RowType::u8 ? 128 : 0;  // code - 128 is the code with its top bit turned
   for (int64_t i = 0; i < there; ++i) to[i] = static_cast<int8_t>(from[i] ^ flip);
   for (int64_t i = there; i < n; ++i) to[i] = 0;
 }

@@ -6,9 +6,11 @@
 // bytes; with these a kernel's body is written once. `Partial` is where a dot product collects a block of 32
 // products: the int32 accumulator itself where the processor has one instruction for it (VNNI, NEON dotprod),
 // 16-bit sums on AVX2 (15 * 128 * 2 * 8 = 30720 < 32768: no saturation), which `finish` widens.
-// Codes reach `dot` as bytes from 0 to 15 and `dot_wide` as bytes from 0 to 255; on NEON the latter multiplies
-// code - kWideShift, which the caller takes into its zero point.
+// Codes reach `dot` as bytes from 0 to 15 and `dot_wide` as bytes from 0 to 255; on NEON the latter
+// multiplies code - kWideShift, which the caller takes into its zero point.
 #pragma once
+
+#include <math.h>  // fmaf of C: an inline one of C++ could be shared between instruction sets
 
 #include <cstdint>
 #include <cstring>
@@ -89,9 +91,7 @@ struct Simd {
   static Int finish(Int acc, Partial p) {
     return _mm512_add_epi32(acc, _mm512_madd_epi16(p, _mm512_set1_epi16(1)));
   }
-  static Partial dot(Partial p, Bytes w, Bytes x) {
-    return _mm512_add_epi16(p, _mm512_maddubs_epi16(w, x));
-  }
+  static Partial dot(Partial p, Bytes w, Bytes x) { return _mm512_add_epi16(p, _mm512_maddubs_epi16(w, x)); }
   static Int dot_wide(Int acc, Bytes w, Bytes x) {
     const __m512i low = _mm512_maddubs_epi16(both(w, bytes(15)), x);
     const __m512i high = _mm512_maddubs_epi16(both(right<4>(w), bytes(15)), x);
@@ -167,9 +167,7 @@ struct Simd {
   static Int finish(Int acc, Partial p) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(p, _mm256_set1_epi16(1)));
   }
-  static Partial dot(Partial p, Bytes w, Bytes x) {
-    return _mm256_add_epi16(p, _mm256_maddubs_epi16(w, x));
-  }
+  static Partial dot(Partial p, Bytes w, Bytes x) { return _mm256_add_epi16(p, _mm256_maddubs_epi16(w, x)); }
   static Int dot_wide(Int acc, Bytes w, Bytes x) {
     const __m256i low = _mm256_maddubs_epi16(both(w, bytes(15)), x);
     const __m256i high = _mm256_maddubs_epi16(both(right<4>(w), bytes(15)), x);
@@ -215,8 +213,10 @@ struct Simd {
   static Bytes either(Bytes a, Bytes b) { return vorrq_u8(a, b); }
   template <int kBits>
   static Bytes right(Bytes v) {
-    if constexpr (kBits == 0) return v;
-    else return vshrq_n_u8(v, kBits);
+    if constexpr (kBits == 0)
+      return v;
+    else
+      return vshrq_n_u8(v, kBits);
   }
   template <int kBits>
   static Bytes left(Bytes v) {
@@ -225,8 +225,10 @@ struct Simd {
   template <int kByte>
   static Int byte_of(Bytes v) {
     const uint32x4_t lanes = vreinterpretq_u32_u8(v);
-    if constexpr (kByte == 0) return vreinterpretq_s32_u32(vandq_u32(lanes, vdupq_n_u32(255)));
-    else return vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(lanes, 8 * kByte), vdupq_n_u32(255)));
+    if constexpr (kByte == 0)
+      return vreinterpretq_s32_u32(vandq_u32(lanes, vdupq_n_u32(255)));
+    else
+      return vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(lanes, 8 * kByte), vdupq_n_u32(255)));
   }
 
   static Bytes four(const int8_t* p) {
@@ -315,7 +317,7 @@ struct Simd {
     return each<Float>([&](int i) { return a.lane[i] * b.lane[i]; });
   }
   static Float fma(Float a, Float b, Float c) {
-    return each<Float>([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+    return each<Float>([&](int i) { return fmaf(a.lane[i], b.lane[i], c.lane[i]); });
   }
   static Float to_float(Int v) {
     return each<Float>([&](int i) { return static_cast<float>(v.lane[i]); });

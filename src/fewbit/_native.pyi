@@ -285,3 +285,73 @@ def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
         signed: Whether codes are two's complement, to be sign-extended.
         out: int8 [n] if ``signed``, uint8 [n] otherwise, receives the codes.
     """
+
+class LowbitMatrix:
+    """A weight matrix packed for the low-bit linear layers; see ``csrc/lowbit_layout.h``.
+
+    Calls compute ``act(x̂ Ŵᵀ + bias)`` into ``out`` with ``Ŵ = scale (code - zero point)``; activation functions are
+    ``relu``, ``silu``, ``gelu``, ``gelu_tanh`` and ``""`` for none. Integer products have the same bits on every
+    instruction set; products in float do not.
+    """
+
+    def __init__(self, codes: Array, scale: Array, zero_point: Array | None, group: int, bits: int) -> None:
+        """Pack a matrix; nothing of the arguments is kept.
+
+        Args:
+            codes: int8 or uint8 [N, K], each within ``bits`` bits.
+            scale: float32 [N, ceil(K / group)].
+            zero_point: int32 of the same shape, within the codes' range; None for 0.
+            group: Columns of a scale, a multiple of 32 up to 32768.
+            bits: 2, 3, 4 or 8.
+
+        Raises:
+            ValueError: A code or zero point does not fit.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed form."""
+
+    def linear_float(self, x: Array, bias: Array | None, out: Array, activation: str = "") -> None:
+        """Products in float32.
+
+        Args:
+            x: float32 or bfloat16 [M, K].
+            bias: float32 [N] or None.
+            out: float32 or bfloat16 [M, N], receives the result.
+            activation: Name of the activation function.
+        """
+
+    def linear_dynamic(
+        self, x: Array, qmax: int, per_row: bool, bias: Array | None, out: Array, activation: str = ""
+    ) -> None:
+        """Products in int32 of x quantized as ``quantize_rows_dynamic`` does, per row or per row and group.
+
+        Args:
+            x: float32 or bfloat16 [M, K].
+            qmax: Largest code, 1 to 127.
+            per_row: One scale for a whole row.
+            bias: float32 [N] or None.
+            out: float32 or bfloat16 [M, N], receives the result.
+            activation: Name of the activation function.
+        """
+
+    def linear_codes(
+        self,
+        x: Array,
+        scale: Array,
+        zero_point: Array | None,
+        bias: Array | None,
+        out: Array,
+        activation: str = "",
+    ) -> None:
+        """Products in int32 of codes.
+
+        Args:
+            x: int8 or uint8 [M, K].
+            scale: float32 [1] or [M].
+            zero_point: int32 of the same length; None for 0.
+            bias: float32 [N] or None.
+            out: float32 or bfloat16 [M, N], receives the result.
+            activation: Name of the activation function.
+        """

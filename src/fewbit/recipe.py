@@ -50,8 +50,8 @@ class Scheme:
         """Read ``W8A8``, ``W8A8-dynamic``, ``W8A16``, ``W4A16-g128``, ``W4A16-g128-asym``, …
 
         Weights are ``intB/channel/sym`` (``-gN`` groups with float16 scales, ``-tensor`` one scale, ``-asym`` zero
-        points); static activations ``uintB/tensor/asym``, dynamic ones ``intB/token/sym``; A16 and A32 leave
-        activations in float.
+        points); static activations ``uintB/tensor/asym``; dynamic ones ``intB/token/sym``, or ``intB/gN/sym`` where the
+        weights have groups of a multiple of 32, which is finer at no cost; A16 and A32 leave activations in float.
 
         Raises:
             FewbitError: The name is no scheme.
@@ -71,7 +71,8 @@ class Scheme:
         if activation_bits > 8:
             raise FewbitError(f"{name!r}: activations have 1 to 8 bits, or 16 for float")
         dynamic = "dynamic" in suffixes
-        activations = f"int{activation_bits}/token/sym" if dynamic else f"uint{activation_bits}/tensor/asym"
+        rows = grain if grain.startswith("g") and int(grain[1:]) % 32 == 0 else "token"
+        activations = f"int{activation_bits}/{rows}/sym" if dynamic else f"uint{activation_bits}/tensor/asym"
         return cls(weights, QSpec.parse(activations), dynamic)
 
 

@@ -231,7 +231,10 @@ def test_integer_activations_tells_why_not() -> None:
     assert "one scale" in str(integer_activations(QSpec.parse("int8/token/sym"), dynamic=False))
 
 
-@pytest.mark.parametrize("text", ["int8/g32/sym", "int8/channel1/sym"])
+@pytest.mark.parametrize(
+    "text", ["int8/g48/sym", "int8/g32/asym", "uint8/g32/asym", "int16/g32/sym", "int8/channel1/sym"]
+)
 def test_granularities_that_no_product_can_take_are_told(text: str) -> None:
-    """A scale that changes along K cannot be taken out of the sum over K."""
+    """A scale that changes along K must change where the kernels' groups do."""
+    assert integer_activations(QSpec.parse("int8/g32/sym"), dynamic=True) is None
     assert integer_activations(QSpec.parse(text), dynamic=True) is not None

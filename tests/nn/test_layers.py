@@ -399,7 +399,7 @@ def test_export_with_a_dynamic_batch() -> None:
     program = torch.export.export(model, (index,), dynamic_shapes=(batch,))
     names = {str(node.target) for node in program.graph.nodes if "fewbit" in str(node.target)}
     assert {name.split(".")[1] for name in names} == {
-        "quantize_static", "quantize_dynamic", "linear", "conv", "dequantize",
+        "quantize_static", "quantize_dynamic", "linear", "linear_lowbit", "conv", "dequantize",
     }  # fmt: skip
     for size in (1, 3, 8):
         index = torch.randint(0, 16, (size, 5, 6))

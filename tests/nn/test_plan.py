@@ -108,6 +108,8 @@ GOOD = [
     spec_plan("int8/channel/sym", "uint8/tensor/asym"),
     spec_plan("int8/tensor/asym", "int8/token/sym", dynamic=True),
     spec_plan("int4/g32/sym", "int8/token/asym", dynamic=True),
+    spec_plan("int4/g64/sym", "int8/g32/sym", dynamic=True),
+    spec_plan("int8/channel/sym", "int8/g32/sym", dynamic=True),
     spec_plan("int8/channel/sym", "int16/tensor/sym"),
 ]
 BAD = [
@@ -116,7 +118,9 @@ BAD = [
     (spec_plan("nf4/g64/sym", "uint8/tensor/asym"), "weights in nf4 have no integer product; leave the activations"),
     (spec_plan("int8/channel/sym", "fp8_e4m3/tensor/sym"), "activations in fp8_e4m3 have no integer product"),
     (spec_plan("int8/channel/sym", "int8/token/sym"), "static activations have one scale for the tensor"),
-    (spec_plan("int8/channel/sym", "int8/g32/sym", dynamic=True), "g32"),
+    (spec_plan("int8/channel/sym", "int8/g48/sym", dynamic=True), "in groups of a multiple of 32"),
+    (spec_plan("int4/g32/sym", "int8/g64/sym", dynamic=True), "weights of at most 8 bits in groups that 64 divides"),
+    (spec_plan("int16/channel/sym", "int8/g64/sym", dynamic=True), "weights of at most 8 bits"),
     (spec_plan("int8/channel/sym", "uint8/tensor/asym/f16"), "activations have float32 scales"),
     (spec_plan("int8/channel/sym", "int8/channel1/sym", dynamic=True), "channel1"),
 ]

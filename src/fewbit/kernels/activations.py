@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewbit.kernels import dispatch
-from fewbit.numbers.granularity import PerChannel, PerTensor, PerToken
+from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor, PerToken
 from fewbit.numbers.spec import QSpec
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
@@ -79,6 +79,11 @@ def integer_activations(spec: QSpec, dynamic: bool) -> str | None:
         return f"activations in {spec.format.name} have no integer product"
     if not dynamic and not isinstance(spec.granularity, PerTensor):
         return "static activations have one scale for the tensor"
+    if isinstance(spec.granularity, PerGroup):
+        signed = spec.symmetric and spec.format.qmin < 0 and spec.bits <= 8 and spec.qmax > 0
+        if not signed or spec.granularity.size % 32:
+            return "activations with scales per group are symmetric, of 8 bits at most, in groups of a multiple of 32"
+        return None
     if not isinstance(spec.granularity, PerTensor | PerToken) and spec.granularity != PerChannel(0):
         return f"no product takes activations with scales per {spec.granularity}; use token or tensor"
     return None

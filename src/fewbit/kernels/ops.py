@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewbit.kernels import activations, products, weights
+from fewbit.kernels import activations, lowbit, products, weights
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.numbers.spec import QSpec
@@ -134,6 +134,57 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: s
 @_dequantize.register_fake
 def _(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int) -> Tensor:
     return torch.empty(rows, columns, dtype=torch.float32, device=codes.device)
+
+
+@torch.library.custom_op("fewbit::linear_lowbit", mutates_args=())
+def _linear_lowbit(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+    x_spec: str,
+    activation: str,
+) -> Tensor:
+    matrix = PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))
+    if x_spec:
+        return lowbit.linear_dynamic(x, QSpec.parse(x_spec), matrix, bias, activation)
+    return lowbit.linear_float(x, matrix, bias, activation)
+
+
+@_linear_lowbit.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    rows: int,
+    columns: int,
+    bias: Tensor | None,
+    x_spec: str,
+    activation: str,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], rows)
+
+
+def linear_float(x: Tensor, matrix: PackedMatrix, bias: Tensor | None, activation: str = "") -> Tensor:
+    """:func:`fewbit.kernels.lowbit.linear_float`, traceable."""
+    if not torch.compiler.is_compiling():
+        return lowbit.linear_float(x, matrix, bias, activation)
+    result: Tensor = _linear_lowbit(x, *_flat(matrix), bias, "", activation)
+    return result
+
+
+def linear_dynamic(x: Tensor, spec: QSpec, matrix: PackedMatrix, bias: Tensor | None, activation: str = "") -> Tensor:
+    """:func:`fewbit.kernels.lowbit.linear_dynamic`, traceable."""
+    if not torch.compiler.is_compiling():
+        return lowbit.linear_dynamic(x, spec, matrix, bias, activation)
+    result: Tensor = _linear_lowbit(x, *_flat(matrix), bias, spec.text, activation)
+    return result
 
 
 def linear(

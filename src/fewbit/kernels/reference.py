@@ -120,6 +120,30 @@ def requantize(
     return (scaled + torch.as_tensor(zero_point)).clamp(qmin, qmax).to(torch.int32)
 
 
+def linear_groups(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, zero_point: Tensor | None, group: int
+) -> Tensor:
+    """``Σ_g s_x s_w Σ_{k in g} X (W − z)``: a linear layer whose operands have a scale for each group of columns.
+
+    Args:
+        x: Integer codes ``[M, K]``.
+        x_scale: ``[M, G]``.
+        weight: Integer codes ``[N, K]``.
+        scale: ``[N, G]``.
+        zero_point: int32 ``[N, G]``, or None for 0.
+        group: Columns of a group; the last may be shorter.
+
+    Returns:
+        float64 ``[M, N]``.
+    """
+    total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.float64, device=x.device)
+    for g, start in enumerate(range(0, x.shape[1], group)):
+        zero: Tensor | int = 0 if zero_point is None else zero_point[:, g]
+        product = wide_matmul(x[:, start : start + group], weight[:, start : start + group].t(), 0, zero)
+        total += product * x_scale[:, g, None].to(torch.float64) * scale[:, g].to(torch.float64)
+    return total
+
+
 def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     """``clamp(round(x/s) + z)`` for each row of ``[R, C]``; the narrowest integer dtype that holds qmin … qmax."""
     codes = torch.round(x.to(torch.float32) / scale[:, None]) + zero_point[:, None].to(torch.float32)

@@ -90,9 +90,9 @@ def integer_matrix(matrix: PackedMatrix) -> IntegerMatrix:
         raise FewbitError(f"integer products need integer weights, not {spec.format.name}; use activations of 16 bits")
     t = matrix.unpack()
     codes = t.codes[:, :columns]
-    scale, zero_point = _by_row(t.scale, spec, rows), None
+    scale, zero_point = rows_of_scales(t.scale, spec, rows), None
     if t.zero_point is not None:
-        zero_point = _by_row(t.zero_point, spec, rows)
+        zero_point = rows_of_scales(t.zero_point, spec, rows)
     if codes.dtype == torch.uint8 and spec.bits < 8:
         codes = codes.to(torch.int8)
     elif codes.dtype in (torch.uint8, torch.uint16):
@@ -106,7 +106,7 @@ def integer_matrix(matrix: PackedMatrix) -> IntegerMatrix:
     return IntegerMatrix(codes.contiguous(), scale, zero_point, group)
 
 
-def _by_row(value: Tensor, spec: QSpec, rows: int) -> Tensor:
+def rows_of_scales(value: Tensor, spec: QSpec, rows: int) -> Tensor:
     """``[N, G]`` from the spec's own shape."""
     grain = spec.granularity
     if isinstance(grain, PerTensor):

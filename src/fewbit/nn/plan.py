@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fewbit.errors import FewbitError
 from fewbit.kernels.activations import integer_activations
+from fewbit.kernels.lowbit import groups_problem
 from fewbit.numbers.affine import check_finite
 from fewbit.numbers.granularity import PerChannel
 from fewbit.recipe import LayerPlan, Scheme
@@ -90,5 +91,5 @@ def _problem(kind: str, scheme: Scheme) -> str | None:
     if scheme.dynamic and convolves and per_block and not activations.symmetric:
         return "dynamic activations of a convolution are symmetric, or per tensor"
     if scheme.dynamic and not convolves and activations.granularity == PerChannel(0):
-        return "dynamic activations have scales per token or per tensor"
-    return integer_activations(activations, scheme.dynamic)
+        return "dynamic activations have scales per token, per group or per tensor"
+    return integer_activations(activations, scheme.dynamic) or groups_problem(activations, weights)

@@ -19,6 +19,7 @@ from fewbit.nn.observe import observed
 from fewbit.nn.preserved import preserved_state
 from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer, StaticQuantizer
 from fewbit.numbers import affine
+from fewbit.numbers.granularity import PerGroup
 from fewbit.numbers.spec import QSpec
 from fewbit.recipe import LayerPlan, Recipe
 
@@ -116,8 +117,9 @@ def solve_input(plan: LayerPlan, statistics: LayerStatistics, recipe: Recipe) ->
 
 
 def dynamic_spec(spec: QSpec, kind: str) -> QSpec:
-    """Per token means per sample in a convolution, whose pixels share one product."""
-    if kind.startswith("Conv") and kind != "Conv1D" and str(spec.granularity) == "token":
+    """Per token (or group) means per sample in a convolution, whose pixels share one product."""
+    per_row = str(spec.granularity) == "token" or isinstance(spec.granularity, PerGroup)
+    if kind.startswith("Conv") and kind != "Conv1D" and per_row:
         return QSpec.parse(f"{spec.format.name}/channel/{'sym' if spec.symmetric else 'asym'}")
     return spec
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewbit.kernels import ops
+from fewbit.kernels import lowbit, ops
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.intercept import read_call
 from fewbit.nn.precision import FixedDtypes
-from fewbit.nn.quantizers import InputQuantizer, quantizer_from_config
+from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer, quantizer_from_config
 from fewbit.numbers import packing
 from fewbit.numbers.granularity import PerChannel, PerGroup
 from fewbit.numbers.qtensor import QTensor
@@ -95,10 +95,14 @@ class QuantizedWeight(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x Wᵀ + bias`` for ``x [..., K]``, in the dtype of ``x``."""
-        matrix = self.packed.matrix()
-        if self.input_quantizer is None:
+        matrix, quantizer = self.packed.matrix(), self.input_quantizer
+        if quantizer is None:
+            if lowbit.has_layout(matrix) and not (x.requires_grad and torch.is_grad_enabled()):
+                return ops.linear_float(x, matrix, bias)
             return F.linear(x, ops.dequantized(matrix).to(x.dtype), _like(bias, x))
-        codes, scale, zero_point = self.input_quantizer(x)
+        if isinstance(quantizer, DynamicQuantizer) and _fused(quantizer.spec, matrix):
+            return ops.linear_dynamic(x, quantizer.spec, matrix, bias)
+        codes, scale, zero_point = quantizer(x)
         return ops.linear(codes, scale, zero_point, matrix, _single(bias)).to(x.dtype)
 
     def conv(self, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -167,6 +171,11 @@ class QuantizedWeight(nn.Module):
     def extra_repr(self) -> str:
         """Spec and shape."""
         return f"{self.packed.spec}, shape={self.packed.matrix_shape}"
+
+
+def _fused(spec: QSpec, matrix: PackedMatrix) -> bool:
+    """Whether one kernel quantizes the activations and multiplies them."""
+    return lowbit.takes_dynamic(spec, matrix)
 
 
 def _float_conv(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
