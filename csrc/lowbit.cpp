@@ -38,7 +38,8 @@ class Workspace {
 
 thread_local Workspace workspace;
 
-/// How a call is cut: `tiles` by `rows` a piece. From the shape alone, so that the bits never depend on threads.
+/// How a call is cut: `tiles` by `rows` a piece. From the shape alone, so that the bits never depend on
+/// threads.
 struct Cut {
   int64_t tiles, rows, across, down;
 

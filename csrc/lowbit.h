@@ -66,7 +66,8 @@ struct LowbitPiece {
 /// Scratch of a piece on matrix tiles: accumulators, float sums, unpacked weights of one block of K.
 inline constexpr int64_t kTileAccumulators = 8192, kTileDepth = 512;
 inline int64_t tile_scratch(const LowbitWeights& w, int64_t rows, int64_t tiles, int64_t code_bytes) {
-  const int64_t squares = (rows + 31) / 32 * ((tiles + 1) / 2), depth = w.group > kTileDepth ? w.group : kTileDepth;
+  const int64_t squares = (rows + 31) / 32 * ((tiles + 1) / 2),
+                depth = w.group > kTileDepth ? w.group : kTileDepth;
   return kTileAccumulators + squares * 4096 + (tiles + 1) / 2 * 32 * depth * code_bytes;
 }
 

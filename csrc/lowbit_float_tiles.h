@@ -151,7 +151,8 @@ inline void scale_float_square(const LowbitWeights& w, const Square& at, int64_t
   scale_floats(w, at.tile, group, high.rows, acc, at.total);
   if constexpr (kTwoTiles) scale_floats(w, at.tile + 1, group, high.rows, acc + 256, at.total + kTile);
   if constexpr (kTwoRows) scale_floats(w, at.tile, group, low.rows, acc + 512, below);
-  if constexpr (kTwoRows && kTwoTiles) scale_floats(w, at.tile + 1, group, low.rows, acc + 768, below + kTile);
+  if constexpr (kTwoRows && kTwoTiles)
+    scale_floats(w, at.tile + 1, group, low.rows, acc + 768, below + kTile);
 }
 
 /// Groups [begin, end) of a square; `panel` is where their unpacked weights are, or will be.

@@ -1,14 +1,14 @@
 // Low-bit weights times int8 activations on AMX tiles, for a dozen rows and more.
 //
-// Layout: two tiles of outputs (32) by two blocks of rows (32) at a time: four accumulators of 16 by 16 int32, two
-// tiles of activations and two of weights, all eight tile registers. Weights are unpacked once a piece into
-// bytes q - z (those of 8 bits are used where they lie) and serve every block of rows; K is walked in blocks
-// whose activations stay in the first cache while all outputs of the piece use them.
-// Cost: 64 k take four products of 16 cycles; at the end of a group four accumulators go through memory into
-// float sums, three instructions for 16 outputs of a row, so groups of 32 are bounded by the latter.
-// Why q - z: no zero point is left to correct; for 8 bits it would not fit a byte, so z * sum x is taken off there.
-// Why a group's weights are unpacked one group ahead and its sums taken one group behind: tile instructions wait for
-// earlier stores to reach the cache, they are not forwarded.
+// Layout: two tiles of outputs (32) by two blocks of rows (32) at a time: four accumulators of 16 by 16
+// int32, two tiles of activations and two of weights, all eight tile registers. Weights are unpacked once a
+// piece into bytes q - z (those of 8 bits are used where they lie) and serve every block of rows; K is walked
+// in blocks whose activations stay in the first cache while all outputs of the piece use them. Cost: 64 k
+// take four products of 16 cycles; at the end of a group four accumulators go through memory into float sums,
+// three instructions for 16 outputs of a row, so groups of 32 are bounded by the latter. Why q - z: no zero
+// point is left to correct; for 8 bits it would not fit a byte, so z * sum x is taken off there. Why a
+// group's weights are unpacked one group ahead and its sums taken one group behind: tile instructions wait
+// for earlier stores to reach the cache, they are not forwarded.
 #pragma once
 
 #include "lowbit_integer.h"
@@ -173,7 +173,8 @@ void multiply_square(const LowbitCall& call, const Square& at, int64_t begin, in
     const uint8_t* first = kSigned ? place(g) : w.codes + at.tile * w.tile_bytes() + g * w.group * kTile;
     const Panel weights{first, first + (kSigned ? w.group * kTile : w.tile_bytes())};
     settle();
-    multiply_group<kSigned, kTwoRows, kTwoTiles>(weights, high, low, g * w.group, w.group, acc + g % 2 * 1024);
+    multiply_group<kSigned, kTwoRows, kTwoTiles>(weights, high, low, g * w.group, w.group,
+                                                 acc + g % 2 * 1024);
     if (g == begin) continue;
     scale_square<kSigned, kTwoRows, kTwoTiles>(w, at, g - 1, high, low, acc + (g - 1) % 2 * 1024);
   }
@@ -181,8 +182,8 @@ void multiply_square(const LowbitCall& call, const Square& at, int64_t begin, in
 }
 
 template <int kBits>
-inline void multiply_any(const LowbitCall& call, const Square& at, bool two_rows, bool two_tiles, int64_t begin,
-                         int64_t end, int32_t* acc, uint8_t* panel) {
+inline void multiply_any(const LowbitCall& call, const Square& at, bool two_rows, bool two_tiles,
+                         int64_t begin, int64_t end, int32_t* acc, uint8_t* panel) {
   if (two_rows) {
     if (two_tiles) return multiply_square<kBits, true, true>(call, at, begin, end, acc, panel);
     return multiply_square<kBits, true, false>(call, at, begin, end, acc, panel);
@@ -200,13 +201,14 @@ inline void finish_square(const LowbitCall& call, const LowbitPiece& piece, cons
   }
 }
 
-/// Walks a piece: blocks of K, then pairs of row blocks, then pairs of tiles. multiply(square, two_rows, two_tiles, begin,
-/// end, panel) adds groups [begin, end) to the square's sums.
+/// Walks a piece: blocks of K, then pairs of row blocks, then pairs of tiles. multiply(square, two_rows,
+/// two_tiles, begin, end, panel) adds groups [begin, end) to the square's sums.
 template <class Multiply>
 void walk_piece(const LowbitCall& call, const LowbitPiece& piece, const TileScratch& scratch, int64_t depth,
                 int64_t code_bytes, int row_bytes, const Multiply& multiply) {
   const LowbitWeights& w = call.weights;
-  const int64_t step = depth > w.group ? depth / w.group : 1, pairs = (piece.tile_end - piece.tile_begin + 1) / 2;
+  const int64_t step = depth > w.group ? depth / w.group : 1,
+                pairs = (piece.tile_end - piece.tile_begin + 1) / 2;
   int high = 0, low = 0;
   for (int64_t begin = 0; begin < w.groups; begin += step) {
     const int64_t end = begin + step < w.groups ? begin + step : w.groups;
@@ -226,7 +228,8 @@ void walk_piece(const LowbitCall& call, const LowbitPiece& piece, const TileScra
   }
 }
 
-/// Pieces of one pair of row blocks stream their weights tile after tile, others share the rows among all tiles.
+/// Pieces of one pair of row blocks stream their weights tile after tile, others share the rows among all
+/// tiles.
 template <class Walk>
 void each_part(const LowbitPiece& piece, const Walk& walk) {
   if (piece.row_end - piece.row_begin > kPair) return walk(piece);
@@ -241,10 +244,11 @@ void tiles_piece(const LowbitCall& call, const LowbitPiece& piece, uint8_t* memo
   const int row_bytes = call.weights.group % kChunk == 0 ? 64 : 32;
   each_part(piece, [&](const LowbitPiece& part) {
     const TileScratch scratch(memory, part);
-    walk_piece(call, part, scratch, kIntegerDepth, 1, row_bytes,
-               [&](const Square& at, bool two_rows, bool two_tiles, int64_t begin, int64_t end, uint8_t* panel) {
-                 multiply_any<kBits>(call, at, two_rows, two_tiles, begin, end, scratch.acc, panel);
-               });
+    walk_piece(
+        call, part, scratch, kIntegerDepth, 1, row_bytes,
+        [&](const Square& at, bool two_rows, bool two_tiles, int64_t begin, int64_t end, uint8_t* panel) {
+          multiply_any<kBits>(call, at, two_rows, two_tiles, begin, end, scratch.acc, panel);
+        });
   });
   _tile_release();
 }
