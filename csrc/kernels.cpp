@@ -24,7 +24,7 @@
 namespace fewbit::FEWBIT_ISA {
 
 extern const LowbitKernels lowbit_kernels;  // csrc/lowbit_kernels.cpp
-extern const Kernels kernels;  // declared first: a const is otherwise private to this file
+extern const Kernels kernels;               // declared first: a const is otherwise private to this file
 const Kernels kernels = {
     FEWBIT_TEXT(FEWBIT_ISA),
     minmax_rows,
