@@ -23,6 +23,12 @@ Definition = Function | ast.ClassDef
 
 # Modules without a test file of their own name, and where they are tested instead.
 TESTED_ELSEWHERE = {
+    "onnxgraph/targets": "tests/onnxgraph/test_placement.py and test_static.py, target by target",
+    "onnxpipeline/dynamic_job": "tests/onnxpipeline/test_quantize.py, scheme by scheme",
+    "onnxpipeline/entry": "tests/onnxpipeline/test_quantize.py calls everything through it",
+    "onnxpipeline/result": "tests/onnxpipeline/test_quantize.py",
+    "onnxpipeline/static_job": "tests/onnxpipeline/test_quantize.py, target by target",
+    "onnxpipeline/weights_job": "tests/onnxpipeline/test_quantize.py, scheme by scheme",
     "__main__": "test_the_command_answers_with_its_version, below",
     "numbers/format": "the protocol; tests/numbers/test_formats.py holds every format to it",
     "cli/language": "the arguments of tests/cli/test_evaluate.py and test_generate.py",

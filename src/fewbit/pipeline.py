@@ -29,25 +29,30 @@ from fewbit.nn.working_copy import fold_checked, working_copy
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec, as_spec
+from fewbit.onnxpipeline.entry import is_onnx, quantize_onnx
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
 from fewbit.sequential.memory import has_blocks, quantize_blocks
 from fewbit.sequential.solve import Settings, with_calibrator
 
 
 def quantize(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     recipe: Recipe | str | Path,
     data: Iterable[Any] | None = None,
     *,
     calibrator: str | None = None,
     algorithm: str = "rtn",
     bias_correction: bool = True,
+    output: str | Path | None = None,
+    target: str | None = None,
     progress: Progress | None = None,
-) -> nn.Module:
+) -> Any:
     """Quantize a model.
 
     Args:
-        model: Any ``nn.Module``; it is not changed. The result is a copy in evaluation mode.
+        model: Any ``nn.Module``; it is not changed. The result is a copy in evaluation mode. Or the path of an ONNX
+            file, which is quantized to the file ``output``; the result is then an
+            :class:`~fewbit.onnxpipeline.result.OnnxResult`.
         recipe: A scheme (``"W8A8"``, ``"W8A8-dynamic"``, ``"W4A16-g128"``), a :class:`Recipe`, or the path of a TOML
             file.
         data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static
@@ -56,14 +61,21 @@ def quantize(
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; steps that prepare the model may stand
             before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see :mod:`fewbit.nn.prepare`.
         bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
+        output: Of an ONNX file: the file to write.
+        target: Of an ONNX file: the runtime it is for, ``onnxruntime``, ``openvino`` or ``tensorrt``.
         progress: Called with (stage, steps done, steps in all).
 
     Raises:
         FewbitError: The recipe does not fit the model, data is missing or does not reach a layer, values are not
             finite. The message names the layer and the remedy.
     """
+    if is_onnx(model):
+        settings = {"calibrator": calibrator, "algorithm": algorithm, "bias_correction": bias_correction}
+        return quantize_onnx(model, recipe, data, output, progress, target=target, **settings)
     if not isinstance(model, nn.Module):
-        raise FewbitError(f"quantize takes an nn.Module, not {type(model).__name__}; load the model first")
+        raise FewbitError(
+            f"quantize takes an nn.Module or the path of an ONNX file, not {type(model).__name__}; load the model first"
+        )
     steps, rounding = split_name(algorithm)
     recipe = with_calibrator(as_recipe(recipe), calibrator)
     first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)

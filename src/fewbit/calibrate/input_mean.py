@@ -32,13 +32,18 @@ class InputMean:
         self.count = 0
 
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Take in one input ``[..., K]``, or ``[N, C, *spatial]`` of a convolution."""
+    def update(self, x: Tensor, summed: int = 1) -> None:
+        """Take in one input ``[..., K]``, or ``[N, C, *spatial]`` of a convolution.
+
+        Args:
+            x: The input, or the sum of several, as both the sum and the patches are linear.
+            summed: How many inputs x is the sum of.
+        """
         if x.numel() == 0:
             raise FewbitError(f"{self.name} got an empty input (shape {tuple(x.shape)})")
         sums, count = _rows(x) if self.geometry is None else _patches(x, self.geometry)
         self.sums = sums if self.count == 0 else self.sums + sums
-        self.count += count
+        self.count += count * summed
 
     def merge(self, other: Self) -> Self:
         """The statistic of both; neither changes."""

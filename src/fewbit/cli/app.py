@@ -103,6 +103,16 @@ def quantize(
         bool,
         typer.Option("--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding."),
     ] = True,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", help="onnxruntime, openvino or tensorrt: whose rules to follow.", rich_help_panel="ONNX"
+        ),
+    ] = "onnxruntime",
+    equalize: Annotated[
+        bool,
+        typer.Option("--equalize/--no-equalize", help="Even out channels of linear streams.", rich_help_panel="ONNX"),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -115,9 +125,14 @@ def quantize(
 ) -> None:
     """Quantize a model and save it. A Hugging Face folder is streamed; an interrupted run goes on where it was."""
     with running(as_json) as session:
+        from fewbit.cli.onnx import OnnxJob, is_onnx, run_quantize_onnx
         from fewbit.cli.quantize import Job, run_quantize
 
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
+        if is_onnx(source):
+            names = (algorithm, calibrator, bias_correction, equalize, target, overwrite)
+            run_quantize_onnx(session, OnnxJob(source, output, recipe, *names), options)
+            return
         streaming = Streaming(memory, dtype, restart)
         job = Job(source, output, recipe, algorithm, calibrator, format_, bias_correction, overwrite, streaming)
         run_quantize(session, job, options)

@@ -1,0 +1,110 @@
+"""The commands on ONNX files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewbit.cli.options import DataOptions
+from fewbit.cli.session import Session, check_output
+from fewbit.errors import FewbitError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fewbit.sources.onnx_data import OnnxBatches
+
+
+@dataclass(frozen=True)
+class OnnxJob:
+    """What is to be quantized, how, and where it goes."""
+
+    source: str
+    output: Path
+    recipe: str
+    algorithm: str
+    calibrator: str | None
+    bias_correction: bool
+    equalize: bool
+    target: str
+    overwrite: bool
+
+
+def is_onnx(source: str) -> bool:
+    """Whether a SOURCE is an ONNX file."""
+    return source.lower().endswith(".onnx")
+
+
+def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> None:
+    """Quantize an ONNX file, and tell what was done.
+
+    Raises:
+        FewbitError: Something the user named cannot be used; nothing is left at the output then.
+    """
+    check_output(job.output, folder=False, overwrite=job.overwrite)
+    options.check()
+    from fewbit import algorithms, calibrate
+    from fewbit.onnxgraph import targets
+    from fewbit.onnxpipeline.quantize import Settings, quantize_file
+
+    algorithms.get(job.algorithm)
+    targets.get(job.target)
+    if job.calibrator is not None:
+        calibrate.get(job.calibrator)
+    data = load_batches(Path(job.source), options) if options.path is not None else None
+    settings = Settings(
+        target=job.target,
+        calibrator=job.calibrator,
+        algorithm=job.algorithm,
+        bias_correction=job.bias_correction,
+        equalize=job.equalize,
+        overwrite=job.overwrite,
+    )
+    result = quantize_file(job.source, job.recipe, data, job.output, settings, session.progress)
+    document = {"source": job.source, "recipe": job.recipe, **result.to_dict()}
+    session.result(document, *_shown(document))
+
+
+def load_batches(source: Path, options: DataOptions) -> OnnxBatches:
+    """The data of the command line for an ONNX model.
+
+    Raises:
+        FewbitError: There is none, or it cannot be read.
+    """
+    from fewbit.onnxgraph import file
+    from fewbit.sources import TextOptions
+    from fewbit.sources.onnx_data import load_onnx_data
+
+    if options.path is None:
+        raise FewbitError("this needs data; name a file or folder with --data")
+    return load_onnx_data(
+        options.path,
+        file.read(source),
+        source,
+        batch_size=options.batch_size,
+        limit=options.samples,
+        image=options.image(),
+        length=TextOptions().length if options.tokens is None else options.tokens,
+    )
+
+
+def _shown(document: dict[str, Any]) -> list[RenderableType]:
+    from rich.markup import escape
+
+    from fewbit.report.table import plain_table
+    from fewbit.report.text import bytes_text, count_text, times_text
+
+    table = plain_table("layers", "layer", "type", "weights", "input", "parameters", "before", "after")
+    for layer in document["layers"]:
+        sizes = (bytes_text(layer["bytes_before"]), bytes_text(layer["bytes_after"]))
+        about = (layer["kind"], layer["weights"], layer["input"], count_text(layer["parameters"]))
+        table.add_row(escape(layer["name"]), *about, *sizes)
+    for name, reason in document["skipped"].items():
+        table.add_row(escape(name), "", "float", escape(reason), "", "", "")
+    count, before, after = len(document["layers"]), document["bytes_before"], document["bytes_after"]
+    summary = (
+        f"{count} layer{'' if count == 1 else 's'} quantized for {document['target']}, {len(document['skipped'])} left "
+        f"in float; {document['output']} holds {count_text(after)} bytes ({times_text(before / max(after, 1))} smaller)"
+    )
+    return [table, *(f"note: {escape(note)}" for note in document["notes"]), escape(summary)]

@@ -1,0 +1,54 @@
+"""Small things that every step needs: constants of a graph, new constants, attributes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+def array_of(value: Any) -> np.ndarray | None:
+    """The constant behind a value, or None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    found: np.ndarray = value.const_value.numpy()
+    return found
+
+
+def add_constant(graph: Any, name: str, array: np.ndarray, dtype: Any = None) -> Any:
+    """A new initializer under a name that nothing has yet."""
+    name = fresh_name(graph, name)
+    if dtype is not None:
+        array = array.astype(dtype.numpy())
+    tensor = ir.Tensor(np.array(array, order="C"), name=name)  # asarray would give a scalar an axis
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def fresh_name(graph: Any, name: str) -> str:
+    """The name, or the name with a number when it is taken."""
+    taken = graph.meta.get("fewbit.names")
+    if taken is None:
+        taken = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
+        taken |= {value.name for node in graph for value in node.outputs}
+        graph.meta["fewbit.names"] = taken
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    taken.add(found)
+    return found
+
+
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """The value of an attribute, or a default."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def only_use(value: Any) -> Any:
+    """The only node that reads a value, when the value is no output of the graph; else None."""
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None

@@ -1,0 +1,107 @@
+"""The layers of an ONNX graph: nodes that multiply by a constant weight, and that weight as a matrix ``[out, K]``.
+
+============== ============================ ============================= ==========================
+node           weight in the file           matrix                        axis of its output channels
+============== ============================ ============================= ==========================
+Conv           ``[out, in/g, *kernel]``     ``[out, in/g · kernel]``      0
+ConvTranspose  ``[in, out/g, *kernel]``     ``[out/g, in · kernel]``      1
+MatMul         ``[K, N]``                   ``[N, K]``                    1
+Gemm           ``[K, N]``, transB ``[N, K]``  ``[N, K]``                    1, transB 0
+============== ============================ ============================= ==========================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.onnxgraph.constants import array_of, attribute
+
+KINDS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One node with a constant weight.
+
+    Attributes:
+        name: The node's name.
+        kind: Its type.
+        node: The node.
+        axis: The weight's axis of output channels.
+    """
+
+    name: str
+    kind: str
+    node: Any
+    axis: int
+
+    @property
+    def weight(self) -> Any:
+        """The weight's value in the graph."""
+        return self.node.inputs[1]
+
+    @property
+    def bias(self) -> Any:
+        """The bias's value, or None."""
+        found = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        return found if array_of(found) is not None else None
+
+    @property
+    def groups(self) -> int:
+        """Channel groups of a convolution."""
+        return int(attribute(self.node, "group", 1))
+
+    def matrix(self) -> Tensor:
+        """The weight as float32 ``[out, K]``."""
+        array = array_of(self.weight)
+        assert array is not None
+        return torch.from_numpy(np.array(array)).movedim(self.axis, 0).flatten(1).contiguous()
+
+    def in_file(self, matrix: Tensor) -> Tensor:
+        """A matrix ``[out, K]`` (of codes or of values) in the layout of the file."""
+        shape = [int(d) for d in self.weight.const_value.shape]
+        moved = [shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :]]
+        return matrix.reshape(moved).movedim(0, self.axis).contiguous()
+
+
+def find(model: Any) -> list[Layer]:
+    """The layers of the main graph, in order: float32 constants with two axes or more."""
+    return list(_found(model))
+
+
+def why_not(node: Any) -> str | None:
+    """Why a product is no layer; None when it is one."""
+    weight = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None:
+        return "its weight is computed"
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, only float32 is quantized"
+    if weight.size == 0 or weight.ndim < 2 or (node.op_type == "MatMul" and weight.ndim != 2):
+        return f"its weight has the shape {list(weight.shape)}"
+    if node.op_type == "Gemm" and _odd_gemm(node):
+        return "it scales its product (alpha, beta or transA)"
+    return None
+
+
+def _found(model: Any) -> Iterator[Layer]:
+    for node in model.graph:
+        if node.op_type in KINDS and node.domain in ("", "ai.onnx") and why_not(node) is None:
+            yield Layer(node.name, node.op_type, node, _axis(node))
+
+
+def _axis(node: Any) -> int:
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return 0 if node.op_type == "Conv" else 1
+
+
+def _odd_gemm(node: Any) -> bool:
+    plain = attribute(node, "alpha", 1.0) == 1.0 and not attribute(node, "transA", 0)
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    return not plain or (has_bias and attribute(node, "beta", 1.0) != 1.0)

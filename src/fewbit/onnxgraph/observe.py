@@ -1,0 +1,162 @@
+"""Calibration: run the float graph with the tensors of interest as outputs, and let streaming statistics see them.
+
+At no time is more held than one piece of one batch: where the first axis of every input is the batch's, a batch is
+run in pieces whose observed tensors stay below ``PIECE_BYTES`` together. The statistics of one piece are taken in a
+thread while the runtime computes the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fewbit.calibrate.collect import Progress
+from fewbit.calibrate.statistic import Statistic
+from fewbit.errors import FewbitError
+from fewbit.onnxgraph.session import Feeds, Runner
+
+if TYPE_CHECKING:
+    from fewbit.onnxgraph.means import Means
+
+PIECE_BYTES = 64 * 2**20
+
+
+def observe(
+    model: Any,
+    statistics: dict[str, list[Statistic]],
+    batches: Iterable[Any],
+    progress: Progress | None = None,
+    *,
+    means: Means | None = None,
+    stage: str = "calibrate",
+    threads: int = 0,
+) -> int:
+    """Feed every named tensor to its statistics.
+
+    Args:
+        model: The simplified float model; it is not changed.
+        statistics: By tensor name.
+        batches: Calibration data.
+        progress: Called with (stage, batches done, batches in all).
+        means: Mean inputs of layers, collected in the same pass.
+        stage: Told to ``progress``.
+        threads: Of the runtime.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        FewbitError: There was no batch, the model failed on one, or a tensor holds NaN or infinity.
+    """
+
+    def see(found: dict[str, np.ndarray], samples: int) -> None:
+        for name, array in found.items():
+            for statistic in statistics.get(name, ()) if array.size else ():
+                statistic.update(torch.from_numpy(array))
+        if means is not None:
+            means.see(found, samples)
+
+    tensors = [*statistics, *(means.names if means is not None else ())]
+    with means.computed(model) if means is not None else nullcontext():
+        return stream(model, tensors, batches, see, progress, stage=stage, threads=threads)
+
+
+def stream(
+    model: Any,
+    tensors: list[str],
+    batches: Iterable[Any],
+    see: Callable[[dict[str, np.ndarray], int], None],
+    progress: Progress | None = None,
+    *,
+    stage: str = "calibrate",
+    threads: int = 0,
+) -> int:
+    """Run over all batches in pieces and hand each piece's tensors and count of samples to ``see``, in order; see
+    :func:`observe`."""
+    inputs = {value.name for value in model.graph.inputs}
+    with exposed(model, [name for name in tensors if name not in inputs]):
+        runner = Runner(model, threads=threads or max(1, torch.get_num_threads() - 1))
+    pieces = _Pieces(runner, [name for name in tensors if name not in inputs], model)
+    total = len(batches) if isinstance(batches, Sized) else 0
+    count, waiting = 0, None
+    with ThreadPoolExecutor(1) as pool:
+        for count, batch in enumerate(batches, 1):
+            for feeds in pieces.split(batch, count):
+                found = pieces.run(feeds, count)
+                found |= {name: feeds[name] for name in tensors if name in inputs}
+                if waiting is not None:
+                    waiting.result()
+                waiting = pool.submit(see, found, _samples(feeds))
+            if progress is not None:
+                progress(stage, count, total)
+        if waiting is not None:
+            waiting.result()
+    if count == 0:
+        raise FewbitError("the calibration data is empty; pass at least one batch")
+    return count
+
+
+def _samples(feeds: Feeds) -> int:
+    return max((len(array) for array in feeds.values() if array.ndim), default=1)
+
+
+class exposed:
+    """The model with other tensors as its outputs, for as long as it lasts."""
+
+    def __init__(self, model: Any, tensors: list[str]) -> None:
+        self.graph, self.tensors = model.graph, tensors
+
+    def __enter__(self) -> None:
+        """Replace the outputs."""
+        values = {value.name: value for node in self.graph for value in node.outputs}
+        self.before = list(self.graph.outputs)
+        self.graph.outputs.clear()
+        self.graph.outputs.extend([values[name] for name in self.tensors] or self.before)
+
+    def __exit__(self, *_: object) -> None:
+        """Put them back."""
+        self.graph.outputs.clear()
+        self.graph.outputs.extend(self.before)
+
+
+class _Pieces:
+    """Batches cut along their first axis so that what is observed stays small."""
+
+    def __init__(self, runner: Runner, tensors: list[str], model: Any) -> None:
+        self.runner, self.tensors = runner, tensors
+        free = [
+            value.shape is None or not isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape
+        ]
+        self.may_split = bool(free) and all(free)
+        self.size = 0
+
+    def split(self, batch: Any, number: int) -> Iterator[Feeds]:
+        try:
+            feeds = self.runner.feeds(batch)
+        except FewbitError as error:
+            raise FewbitError(f"calibration batch {number}: {error}") from error
+        counts = {len(array) for array in feeds.values() if array.ndim}
+        count = counts.pop() if len(counts) == 1 else 1
+        if not self.may_split or count <= 1:
+            yield feeds
+            return
+        if not self.size:
+            self.size = self._fitting({name: array[:1] for name, array in feeds.items()}, number)
+        for start in range(0, count, self.size):
+            yield {name: array[start : start + self.size] for name, array in feeds.items()}
+
+    def run(self, feeds: Feeds, number: int) -> dict[str, np.ndarray]:
+        try:
+            return self.runner.run(feeds, self.tensors)
+        except FewbitError as error:
+            raise FewbitError(f"calibration batch {number}: {error}") from error
+
+    def _fitting(self, sample: Feeds, number: int) -> int:
+        """How many samples at a time; how large the tensors of one are is found by running it."""
+        found = self.run(sample, number)
+        return max(1, PIECE_BYTES // max(1, sum(array.nbytes for array in found.values())))

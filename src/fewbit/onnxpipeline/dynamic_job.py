@@ -1,0 +1,57 @@
+"""The dynamic part of a job: weights as codes, inputs quantized when the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from fewbit.errors import FewbitError
+from fewbit.numbers.granularity import PerGroup
+from fewbit.onnxgraph import dynamic, nbits, qdq
+from fewbit.recipe import LayerPlan
+
+if TYPE_CHECKING:
+    from fewbit.onnxpipeline.quantize import Job
+
+_WHY_NOT_CONV = "a convolution with dynamic ranges (ConvInteger) is slower than float in ONNX Runtime"
+
+
+def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
+    """Quantize the planned layers of a job's model with dynamic activations.
+
+    8-bit weights with one scale a channel become MatMulInteger; narrower or grouped ones MatMulNBits with int8
+    products.
+
+    Raises:
+        FewbitError: The target has no dynamic quantization; a spec that no node holds.
+    """
+    from fewbit.onnxpipeline.quantize import layer_weights
+    from fewbit.onnxpipeline.static_job import layer_bias
+
+    if job.target.name == "tensorrt":
+        raise FewbitError("TensorRT has no dynamic activations; use a static scheme such as W8A8")
+    graph, inputs = job.model.graph, dynamic.DynamicInputs(job.model.graph)
+    for step, plan in enumerate(plans, 1):
+        assert plan.scheme is not None
+        layer = job.layers[plan.name]
+        if plan.kind not in ("MatMul", "Gemm"):
+            job.skipped[plan.name] = _WHY_NOT_CONV
+            continue
+        if plan.scheme.activations is not None and plan.scheme.activations.bits != 8:
+            raise FewbitError(f"{plan.name}: dynamic activations of ONNX models have 8 bits")
+        spec = plan.scheme.weights
+        packed = spec.bits < 8 or isinstance(spec.granularity, PerGroup)
+        if not (packed and nbits.fits(spec)):
+            layer_weights(spec, plan.name)
+        _, codes = job.round_weight(plan)
+        bias = layer_bias(layer)
+        if packed:
+            nbits.write_layer(graph, layer, codes, bias, nbits.INT8_PRODUCTS)
+            job.tell(plan, codes, f"int8/g{nbits.block_size(spec)}/sym, dynamic")
+        else:
+            dynamic.write_layer(graph, layer, codes, bias, inputs)
+            job.tell(plan, codes, "uint8/tensor/asym, dynamic")
+        job.told_progress("quantize", step, len(plans))
+    if not job.told:
+        raise FewbitError("the recipe is dynamic, and none of its layers is a MatMul or Gemm; use a static scheme")
+    qdq.drop_unused(graph)

@@ -1,0 +1,265 @@
+"""Quantize an ONNX file: the whole story, top to bottom.
+
+read → upgrade → simplify → plan (recipe) → equalize → place quantizers → calibrate → round weights, correct biases →
+write
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit import algorithms, calibrate
+from fewbit.calibrate.collect import Progress
+from fewbit.errors import FewbitError, require
+from fewbit.numbers.affine import check_finite
+from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec
+from fewbit.onnxgraph import file
+from fewbit.onnxpipeline.result import OnnxLayer, OnnxResult
+from fewbit.recipe import LayerPlan, Recipe, Scheme, as_recipe
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a file is quantized.
+
+    Attributes:
+        target: The runtime it is for: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        calibrator: Replaces the recipe's choice of activation ranges (of weight ranges, where activations are float).
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
+        bias_correction: Correct biases for the mean shift that rounding the weights causes, where there is data.
+        equalize: Even out the channels of linear streams first, where there is data.
+        overwrite: Replace the output if it exists.
+    """
+
+    target: str = "onnxruntime"
+    calibrator: str | None = None
+    algorithm: str = "rtn"
+    bias_correction: bool = True
+    equalize: bool = True
+    overwrite: bool = False
+
+
+def quantize_file(
+    source: str | Path,
+    recipe: Recipe | str | Path,
+    data: Iterable[Any] | None,
+    output: str | Path,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> OnnxResult:
+    """Quantize one ONNX file to another.
+
+    Args:
+        source: The float model, of opset 11 or newer.
+        recipe: A scheme, a recipe, or a TOML file. Rules match node names and types (``Conv``, ``MatMul``, ``Gemm``).
+        data: Batches: arrays or tensors for the first input, or mappings by input name. Needed by static activations.
+        output: The file to write.
+        settings: See :class:`Settings`.
+        progress: Called with (stage, steps done, steps in all).
+
+    Raises:
+        FewbitError: The file, the recipe or the data cannot be used; the message names the node or tensor.
+        MissingExtraError: A package of fewbit[onnx] is not installed.
+    """
+    for package in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+        require(package, "onnx")
+    settings = settings or Settings()
+    recipe = _with_calibrator(as_recipe(recipe), settings.calibrator)
+    source, output = Path(source), Path(output)
+    if output.exists() and not settings.overwrite:
+        raise FewbitError(f"{output} exists already; choose another output or ask to overwrite it")
+    model = file.read(source)
+    try:
+        job = Job(model, recipe, settings, progress)
+        job.run(data)
+    except FewbitError as error:
+        raise FewbitError(f"{source}: {error}") from error
+    file.write(job.model, output, overwrite=settings.overwrite)
+    return OnnxResult(
+        output,
+        settings.target,
+        tuple(job.told),
+        job.skipped,
+        file_bytes(source),
+        file_bytes(output),
+        tuple(job.notes),
+    )
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the external data it names."""
+    ir = require("onnx_ir", "onnx")
+    model = ir.load(path)
+    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
+    outside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    return int(path.stat().st_size + outside)
+
+
+class Job:
+    """One model on its way; :meth:`run` changes it in place.
+
+    Attributes:
+        model: The model.
+        told: What was quantized.
+        skipped: What was not, and why.
+        notes: For the user.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, settings: Settings, progress: Progress | None) -> None:
+        from fewbit.onnxgraph import targets
+
+        self.model, self.recipe, self.settings, self.progress = model, recipe, settings, progress
+        self.target = targets.get(settings.target)
+        self.told: list[OnnxLayer] = []
+        self.skipped: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def run(self, data: Iterable[Any] | None) -> None:
+        """Prepare the graph, plan, and write codes into it by the scheme's kind."""
+        if file.is_quantized(self.model):
+            raise FewbitError("the model is quantized already; quantize the float model")
+        plans = self.prepare()
+        kinds = {_kind(plan.scheme) for plan in plans if plan.scheme is not None}
+        if "static" in kinds and data is None:
+            raise FewbitError(
+                f"recipe {self.recipe.scheme} has static activations, which need calibration data; "
+                "pass data, or use a -dynamic scheme"
+            )
+        for kind in sorted(kinds, reverse=True):  # static first: it looks at the float graph
+            self._quantize(kind, [p for p in plans if p.scheme is not None and _kind(p.scheme) == kind], data)
+        if not kinds:
+            raise FewbitError("the recipe leaves every layer in float")
+
+    def prepare(self) -> list[LayerPlan]:
+        """Bring the graph to the form that is quantized, and plan its layers."""
+        from fewbit.onnxgraph import layers
+        from fewbit.onnxgraph.simplify import simplify
+        from fewbit.onnxgraph.upgrade import raise_opset
+
+        opset = needed_opset(self.recipe, self.target.name)
+        self.notes += raise_opset(self.model, opset)
+        self.notes += simplify(self.model)
+        found = layers.find(self.model)
+        for node in self.model.graph:
+            if node.op_type in layers.KINDS and (why := layers.why_not(node)) is not None:
+                self.skipped[node.name] = why
+        if not found:
+            raise FewbitError("the model has no Conv, MatMul or Gemm with a constant float32 weight")
+        plans = self.recipe.plan((layer.name, layer.kind) for layer in found)
+        self.layers = {layer.name: layer for layer in found}
+        self.skipped |= {plan.name: plan.reason for plan in plans if plan.scheme is None}
+        for plan in plans:
+            if plan.scheme is not None:
+                check_finite(self.layers[plan.name].matrix(), f"the weight of {plan.name}")
+        return plans
+
+    def _quantize(self, kind: str, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
+        from fewbit.onnxpipeline import dynamic_job, static_job, weights_job
+
+        jobs = {"static": static_job.run, "dynamic": dynamic_job.run, "weights": weights_job.run}
+        jobs[kind](self, plans, data)
+
+    def round_weight(self, plan: LayerPlan, statistics: Any = None) -> tuple[Tensor, QTensor]:
+        """A layer's float matrix and its codes."""
+        assert plan.scheme is not None
+        layer = self.layers[plan.name]
+        rounding = algorithms.get(self.settings.algorithm)
+        matrix = layer.matrix()
+        options = rounding.Options()
+        if hasattr(options, "calibrator"):
+            options = replace(options, calibrator=self.recipe.weight_calibrator)
+        name = f"the weight of {plan.name}"
+        return matrix, rounding.quantize_weight(matrix, plan.scheme.weights, options, name, statistics)
+
+    def tell(self, plan: LayerPlan, codes: QTensor, input_spec: str) -> None:
+        """Note what was done to a layer."""
+        layer = self.layers[plan.name]
+        bias = 0 if layer.bias is None else int(np.prod(layer.bias.const_value.shape))
+        count = int(np.prod(codes.shape))
+        self.told.append(
+            OnnxLayer(
+                plan.name,
+                plan.kind,
+                str(codes.spec),
+                input_spec,
+                count + bias,
+                4 * (count + bias),
+                codes.nbytes + 4 * bias,
+            )
+        )
+
+    def told_progress(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+
+def needed_opset(recipe: Recipe, target: str) -> int:
+    """The oldest opset that can hold what the recipe asks for."""
+    from fewbit.onnxgraph.upgrade import BLOCKED_OPSET, PER_CHANNEL_OPSET
+
+    schemes = [recipe.default(), *(rule.apply(recipe.default()) for rule in recipe.rules if not rule.skip)]
+    blocks = any(scheme.activations is None and isinstance(scheme.weights.granularity, PerGroup) for scheme in schemes)
+    return BLOCKED_OPSET if blocks and target != "onnxruntime" else PER_CHANNEL_OPSET
+
+
+def peeked(data: Iterable[Any], count: int = 1) -> tuple[list[Any], Iterable[Any]]:
+    """The first batches, and all batches with them."""
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return list(islice(iter(data), count)), data
+    iterator = iter(data)
+    first = list(islice(iterator, count))
+    return first, chain(first, iterator)
+
+
+def layer_weights(spec: QSpec, name: str) -> QSpec:
+    """The spec of a weight behind coded activations.
+
+    Raises:
+        FewbitError: No runtime multiplies such codes.
+    """
+    grain = spec.granularity
+    if not spec.format.is_integer or spec.bits > 8 or not spec.symmetric or spec.format.qmin >= 0:
+        raise FewbitError(f"{name}: weights beside coded activations are signed symmetric integers, not {spec}")
+    if not (grain == PerChannel(0) or isinstance(grain, PerTensor)):
+        raise FewbitError(f"{name}: weights beside coded activations have one scale a channel or a tensor, not {spec}")
+    return spec
+
+
+def copied(model: Any) -> Any:
+    """A copy of a model whose graph may be changed; constants are shared."""
+    return model.clone() if hasattr(model, "clone") else copy.deepcopy(model)
+
+
+def as_float(array: np.ndarray) -> Tensor:
+    """A copy of an array as a float32 tensor."""
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def _kind(scheme: Scheme) -> str:
+    if scheme.activations is None:
+        return "weights"
+    return "dynamic" if scheme.dynamic else "static"
+
+
+def _with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
+    """The recipe with another choice of ranges, whose names exist."""
+    if calibrator is not None:
+        calibrate.get(calibrator)
+        static = _kind(recipe.default()) == "static"
+        recipe = replace(recipe, calibrator=calibrator) if static else replace(recipe, weight_calibrator=calibrator)
+    for name in (recipe.calibrator, recipe.weight_calibrator):
+        if name is not None:
+            calibrate.get(name)
+    return recipe

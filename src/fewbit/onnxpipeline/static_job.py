@@ -1,0 +1,116 @@
+"""The static part of a job: one pass over the data for ranges and means, then codes for everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.errors import FewbitError
+from fewbit.numbers.granularity import PerTensor
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec
+from fewbit.onnxgraph import observe, placement, ranges, static
+from fewbit.onnxgraph.equalize import equalize
+from fewbit.onnxgraph.layers import Layer
+from fewbit.onnxgraph.means import Means
+from fewbit.recipe import LayerPlan
+
+if TYPE_CHECKING:
+    from fewbit.onnxpipeline.quantize import Job
+
+_DEFAULT = "uint8/tensor/asym"
+
+
+def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
+    """Quantize the planned layers of a job's model with static activations.
+
+    Raises:
+        FewbitError: A spec that no runtime computes with; the data does not fit the model; a value is not finite.
+    """
+    from fewbit.onnxpipeline.quantize import layer_weights, peeked
+
+    assert data is not None
+    spec = _activation_spec(job, plans)
+    usable = [plan for plan in plans if plan.kind in job.target.products]
+    for plan in plans:
+        if plan not in usable:
+            job.skipped[plan.name] = f"{job.target.name} has no integer kernel for {plan.kind}"
+    if not usable:
+        raise FewbitError(f"{job.target.name} computes none of the chosen layers on integers")
+    for plan in usable:
+        assert plan.scheme is not None
+        layer_weights(plan.scheme.weights, plan.name)
+    first, data = peeked(data)
+    if not first:
+        raise FewbitError("the calibration data is empty; pass at least one batch")
+    layers = [job.layers[plan.name] for plan in usable]
+    if job.settings.equalize and (count := equalize(job.model, list(job.layers.values()), first)):
+        job.notes.append(f"evened out the channels of {count} linear streams")
+    places = placement.place(job.model, layers, job.target)
+    means = Means(layers) if job.settings.bias_correction else None
+    codes = _activations(job, places, data, spec, means)
+    weights, biases = _weights(job, usable, means)
+    for plan in usable:
+        source = job.layers[plan.name].node.inputs[0].name
+        job.tell(plan, weights[plan.name], str(spec) if source in places.group else "float")
+    static.write_static(job.model, places, job.target, codes, weights, biases)
+
+
+def _activation_spec(job: Job, plans: list[LayerPlan]) -> QSpec:
+    specs = {plan.scheme.activations for plan in plans if plan.scheme is not None}
+    if len(specs) > 1:
+        raise FewbitError("all static layers of an ONNX model share one kind of activations; the rules name several")
+    spec = specs.pop()
+    assert spec is not None
+    if spec == QSpec.parse(_DEFAULT):
+        spec = QSpec.parse(job.target.activations)
+    if not spec.format.is_integer or spec.bits != 8 or not isinstance(spec.granularity, PerTensor):
+        raise FewbitError(f"ONNX runtimes compute on 8-bit activations with one scale a tensor, not on {spec}")
+    if job.target.name == "tensorrt" and spec != QSpec.parse(job.target.activations):
+        raise FewbitError(f"TensorRT takes {job.target.activations} activations, not {spec}")
+    return spec
+
+
+def _activations(
+    job: Job, places: placement.Placement, data: Iterable[Any], spec: QSpec, means: Means | None
+) -> dict[str, Any]:
+    """One pass over the data, and the quantizers that follow from it."""
+    recipe = job.recipe
+    statistics = ranges.new_statistics(places, recipe.calibrator, recipe.calibrator_options)
+    observe.observe(job.model, statistics, data, job.progress, means=means)
+    groups = ranges.merged(places, statistics)
+    return ranges.solve(groups, recipe.calibrator, recipe.calibrator_options, spec)
+
+
+def _weights(job: Job, plans: list[LayerPlan], means: Means | None) -> tuple[dict[str, QTensor], dict[str, Tensor]]:
+    """Codes of all weights, and all biases, corrected where there are means."""
+    weights: dict[str, QTensor] = {}
+    biases: dict[str, Tensor] = {}
+    corrected = 0
+    for step, plan in enumerate(plans, 1):
+        layer = job.layers[plan.name]
+        matrix, weights[plan.name] = job.round_weight(plan)
+        bias = layer_bias(layer)
+        shift = None if means is None else means.correction(layer, matrix, weights[plan.name])
+        if shift is not None and layer.kind != "MatMul":
+            bias = shift if bias is None else bias.double() + shift
+            corrected += 1
+        if bias is not None:
+            biases[plan.name] = bias.float()
+        job.told_progress("quantize", step, len(plans))
+    if corrected:
+        job.notes.append(f"the biases of {corrected} layers were corrected")
+    return weights, biases
+
+
+def layer_bias(layer: Layer) -> Tensor | None:
+    """A layer's bias as float32 ``[out]``, or None."""
+    if layer.bias is None:
+        return None
+    array = torch.from_numpy(np.array(layer.bias.const_value.numpy(), dtype=np.float32)).reshape(-1)
+    rows = int(layer.weight.const_value.shape[layer.axis]) * (layer.groups if layer.kind == "ConvTranspose" else 1)
+    return array.expand(rows).clone() if array.numel() == 1 else array

@@ -1,0 +1,73 @@
+"""The weight-only part of a job: packed products where the target has them, else codes and a DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fewbit.errors import FewbitError
+from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
+from fewbit.numbers.qtensor import QTensor
+from fewbit.onnxgraph import nbits, qdq, static
+from fewbit.onnxgraph.layers import Layer
+from fewbit.recipe import LayerPlan
+
+if TYPE_CHECKING:
+    from fewbit.onnxpipeline.quantize import Job
+
+
+def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
+    """Quantize the weights of the planned layers of a job's model.
+
+    MatMul and Gemm become MatMulNBits for ONNX Runtime; for OpenVINO and TensorRT, and for convolutions, a weight
+    becomes its codes and a DequantizeLinear (blocked, opset 21, where it has groups).
+
+    Raises:
+        FewbitError: A spec that no node holds.
+    """
+    from fewbit.onnxpipeline.static_job import layer_bias
+
+    graph = job.model.graph
+    for step, plan in enumerate(plans, 1):
+        assert plan.scheme is not None
+        layer = job.layers[plan.name]
+        plan = _without_groups(plan, layer)
+        assert plan.scheme is not None
+        spec = plan.scheme.weights
+        if not spec.format.is_integer or spec.bits > 8:
+            raise FewbitError(f"{plan.name}: weights of ONNX models are integers of at most 8 bits, not {spec}")
+        _, codes = job.round_weight(plan)
+        product = layer.kind in ("MatMul", "Gemm")
+        if product and job.target.name == "onnxruntime" and nbits.fits(spec):
+            nbits.write_layer(graph, layer, codes, layer_bias(layer))
+        else:
+            _dequantized(job, plan, layer, codes)
+        job.tell(plan, codes, "float")
+        job.told_progress("quantize", step, len(plans))
+    qdq.drop_unused(graph)
+
+
+def _without_groups(plan: LayerPlan, layer: Layer) -> LayerPlan:
+    """A convolution's weight has one scale a channel: no node knows groups along a kernel."""
+    assert plan.scheme is not None
+    if layer.kind in ("MatMul", "Gemm") or not isinstance(plan.scheme.weights.granularity, PerGroup):
+        return plan
+    spec = replace(plan.scheme.weights, granularity=PerChannel(0))
+    return replace(plan, scheme=replace(plan.scheme, weights=spec))
+
+
+def _dequantized(job: Job, plan: LayerPlan, layer: Layer, codes: QTensor) -> None:
+    graph, name, grain = job.model.graph, layer.weight.name, codes.spec.granularity
+    if isinstance(grain, PerGroup):
+        if job.model.graph.opset_imports[""] < 21:
+            raise FewbitError(
+                f"{plan.name}: groups of {grain.size} fit neither MatMulNBits (16, 32, 64, 128 or 256) nor opset 21"
+            )
+        qdq.insert_blocks(graph, layer, codes, name)
+    elif grain == PerChannel(0) or isinstance(grain, PerTensor):
+        axis = layer.axis if codes.scale.dim() else None
+        packed = codes.spec.bits <= 4 and job.model.graph.opset_imports[""] >= 21
+        qdq.insert_constant(graph, layer.node, 1, static.in_file(layer, codes), axis, name, packed=packed)
+    else:
+        raise FewbitError(f"{plan.name}: no ONNX node holds weights of {codes.spec}")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx_cases import convnet, mlp, pictures, saved
+from typer.testing import CliRunner
+
+from fewbit.cli import app
+
+
+def invoke(*arguments: object) -> tuple[int, dict[str, object], str]:
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    return done.exit_code, json.loads(done.stdout or "{}"), done.stderr
+
+
+def test_a_file_is_quantized_from_the_command_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures(8))
+    out = tmp_path / "out.onnx"
+    code, told, _ = invoke(
+        "quantize", saved(convnet(), tmp_path), "--recipe", "W8A8", "--data", tmp_path / "x.npy", "-o", out
+    )
+    assert code == 0
+    assert len(told["layers"]) == 6  # type: ignore[arg-type]
+    assert onnx.load(out).graph.output[0].name == "logits"
+
+
+def test_tables_for_people(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["quantize", str(saved(mlp(), tmp_path)), "-r", "W8A16", "-o", str(tmp_path / "out.onnx")]
+    )
+    assert done.exit_code == 0
+    assert "2 layers quantized for onnxruntime" in done.stdout
+
+
+def test_wrong_names_and_files_are_one_sentence(tmp_path: Path) -> None:
+    source, out = saved(mlp(), tmp_path), tmp_path / "out.onnx"
+    for arguments, sentence in [
+        (["--target", "tflite"], "no target"),
+        (["--calibrator", "best_of_all"], "no calibrator"),
+        (["--recipe", "W8A8"], "calibration data"),
+        (["--data", tmp_path / "none"], "does not exist"),
+    ]:
+        code, told, _ = invoke("quantize", source, "-o", out, *arguments)
+        assert code == 2
+        assert sentence in str(told["error"])
+        assert not out.exists()

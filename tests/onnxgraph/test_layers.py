@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onnx_cases import Maker, as_ir, convnet, mlp
+
+from fewbit.onnxgraph import layers
+from fewbit.onnxgraph.simplify import simplify
+
+
+def test_the_layers_of_a_network_in_order() -> None:
+    model = as_ir(convnet())
+    simplify(model)
+    found = layers.find(model)
+    assert [layer.kind for layer in found] == ["Conv"] * 5 + ["Gemm"]
+    assert [layer.groups for layer in found][:3] == [1, 1, 16]
+    assert found[-1].axis == 0
+    assert found[0].bias is not None
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transposed"])
+def test_a_matrix_and_its_place_in_the_file(kind: str) -> None:
+    m = Maker()
+    shape = (6, 4, 3, 3) if kind.startswith("Conv") else (6, 4)
+    name = m.weight("w", *shape)
+    m.node(kind.split()[0], ["x", name], "y", **({"transB": 1} if "transposed" in kind else {}))
+    layer = layers.find(as_ir(m.model({"x": ["n", *([6, 8, 8] if len(shape) == 4 else [6])]}, ["y"])))[0]
+    weight = torch.from_numpy(layer.weight.const_value.numpy().copy())
+    matrix = layer.matrix()
+    out_first = kind == "Conv" or "transposed" in kind
+    torch.testing.assert_close(matrix, (weight if out_first else weight.movedim(1, 0)).flatten(1))
+    torch.testing.assert_close(layer.in_file(matrix), weight)
+
+
+def test_why_a_product_is_no_layer() -> None:
+    m = Maker()
+    m.node("MatMul", ["x", "x"], "square")
+    m.node("MatMul", ["square", m.weight("three", 2, 4, 4)], "batched")
+    m.node("Gemm", ["batched", m.weight("w", 4, 4)], "scaled", alpha=2.0)
+    m.node("MatMul", ["scaled", m.constant("wide", np.ones((4, 4)))], "double")
+    nodes = list(as_ir(m.model({"x": [4, 4]}, ["double"])).graph)
+    told = [layers.why_not(node) or "" for node in nodes]
+    assert "computed" in told[0]
+    assert "shape" in told[1]
+    assert "alpha" in told[2]
+    assert "float64" in told[3]
+
+
+def test_products_of_other_domains_are_none() -> None:
+    proto = mlp()
+    proto.graph.node[0].domain = "com.microsoft"
+    assert [layer.name for layer in layers.find(as_ir(proto))] == ["out_node"]

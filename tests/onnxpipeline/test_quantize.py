@@ -1,0 +1,158 @@
+"""From file to file, for every scheme and target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_cases import convnet, mlp, pictures, run, saved, sqnr
+
+import fewbit
+from fewbit.errors import FewbitError
+from fewbit.onnxgraph import rules
+from fewbit.recipe import Recipe, Rule
+
+X = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
+
+
+def quantized(folder: Path, proto: Any, recipe: Any, data: Any = None, **more: Any) -> tuple[Any, Path]:
+    out = folder / "out.onnx"
+    result = fewbit.quantize(str(saved(proto, folder)), recipe, data, output=out, **more)
+    assert result.output == out
+    return result, out
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("calibrator", ["minmax", "mse", "entropy", "percentile"])
+def test_static_models_pass_the_rules_of_their_target(tmp_path: Path, target: str, calibrator: str) -> None:
+    batches = [pictures(8), pictures(8, seed=1)]
+    result, out = quantized(tmp_path, convnet(12), "W8A8", batches, target=target, calibrator=calibrator)
+    assert rules.violations(ir.load(out), target) == []
+    assert len(result.layers) == 6
+    assert "converted from opset 12 to 13" in result.notes
+    floats, codes = run(convnet(), {"x": pictures(4)})[0], run(out, {"x": pictures(4)}, optimize=False)[0]
+    assert sqnr(floats, codes) > (5 if calibrator == "entropy" else 15)  # entropy clips much of so little data
+
+
+def test_names_metadata_and_dynamic_axes_stay(tmp_path: Path) -> None:
+    _, out = quantized(tmp_path, convnet(), "W8A8", [pictures()])
+    made = onnx.load(out)
+    assert made.metadata_props[0].key == "key"
+    assert made.producer_name == "a test"
+    assert made.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert run(out, {"x": pictures(7)})[0].shape == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least"),
+    [
+        ("W8A8-dynamic", 30),
+        ("W4A16-g16", 12),
+        ("W8A16", 35),
+        ("W4A16-g32-asym", 10),
+        ("W4A8-dynamic", 8),
+        ("W3A16-g16", 6),
+    ],
+)
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_schemes_without_data(tmp_path: Path, recipe: str, least: float, target: str) -> None:
+    result, out = quantized(tmp_path, mlp(), recipe, target=target)
+    assert len(result.layers) == 2
+    assert sqnr(run(mlp(), {"x": X})[0], run(out, {"x": X})[0]) > least
+
+
+def test_blocks_of_int4_are_opset_21_and_small(tmp_path: Path) -> None:
+    result, out = quantized(tmp_path, mlp(), "W4A16-g16", target="tensorrt")
+    made = onnx.load(out)
+    assert made.opset_import[0].version == 21
+    nodes = [node for node in made.graph.node if node.op_type == "DequantizeLinear"]
+    assert [a.i for node in nodes for a in node.attribute if a.name == "block_size"] == [16, 16]
+    assert {t.data_type for t in made.graph.initializer} >= {onnx.TensorProto.INT4}
+    assert result.bytes_after < result.bytes_before
+
+
+def test_rules_by_name_and_type(tmp_path: Path) -> None:
+    recipe = Recipe("W8A8", rules=(Rule("depth_*", skip=True), Rule(types=("Gemm",), skip=True)))
+    result, out = quantized(tmp_path, convnet(), recipe, [pictures()])
+    assert set(result.skipped) == {"depth_node", "logits_node"}
+    floats = {
+        node.name
+        for node in ir.load(out).graph
+        if node.op_type in ("Conv", "Gemm") and node.inputs[1].producer() is None
+    }
+    assert floats == {"depth_node", "logits_node"}
+
+
+def test_mixed_recipes(tmp_path: Path) -> None:
+    recipe = Recipe("W8A16", rules=(Rule("first_node", scheme="W8A8"),))
+    result, out = quantized(tmp_path, mlp(), recipe, [X])
+    assert {layer.input for layer in result.layers} == {"float", "uint8/tensor/asym"}
+    assert sqnr(run(mlp(), {"x": X})[0], run(out, {"x": X})[0]) > 30
+
+
+def test_bias_correction_takes_the_mean_shift_away(tmp_path: Path) -> None:
+    batches = [pictures(16, seed=s) for s in range(3)]
+    recipe = Recipe("W8A8", weights="int3/channel/sym")
+    floats = run(convnet(), {"x": batches[0]})[0]
+    shift = {}
+    for correct in (True, False):
+        out = tmp_path / f"{correct}.onnx"
+        fewbit.quantize(saved(convnet(), tmp_path), recipe, batches, output=out, bias_correction=correct)
+        shift[correct] = float(np.abs((run(out, {"x": batches[0]})[0] - floats).mean(0)).mean())
+    assert shift[True] < 0.6 * shift[False]
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    _, out = quantized(tmp_path, convnet(), "W8A8", [pictures()])
+    first = out.read_bytes()
+    out.unlink()
+    quantized(tmp_path, convnet(), "W8A8", [pictures()])
+    assert out.read_bytes() == first
+
+
+def failing(name: str) -> Any:
+    proto = convnet()
+    if name == "nan":
+        tensor = next(t for t in proto.graph.initializer if t.name == "expand.w")
+        array = np.frombuffer(tensor.raw_data, np.float32).copy()
+        array[3] = np.nan
+        tensor.raw_data = array.tobytes()
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "data", "told"),
+    [
+        ("", "W8A8", None, "needs? calibration data"),
+        ("", "W8A8", [], "is empty"),
+        ("nan", "W8A8", [pictures()], "expand_node holds NaN"),
+        ("", "W8A8", [np.full((1, 3, 16, 16), np.nan, np.float32)], "holds NaN"),
+        ("", "W8A8", [pictures(channels=2)], "failed on the data"),
+        ("", "W8A4", [pictures()], "8-bit activations"),
+        ("", "W4A8-g16", [pictures()], "stem_node: weights beside coded activations"),
+        ("", "W8A8-dynamic", None, None),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_sentence_and_nothing_is_left(
+    tmp_path: Path, name: str, recipe: str, data: Any, told: str | None
+) -> None:
+    if told is None:
+        return
+    with pytest.raises(FewbitError, match=told) as error:
+        quantized(tmp_path, failing(name), recipe, data)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_quantized_models_and_existing_outputs_are_refused(tmp_path: Path) -> None:
+    _, out = quantized(tmp_path, convnet(), "W8A8", [pictures()])
+    with pytest.raises(FewbitError, match="exists already"):
+        fewbit.quantize(saved(convnet(), tmp_path), "W8A8", [pictures()], output=out)
+    with pytest.raises(FewbitError, match="quantized already"):
+        fewbit.quantize(out, "W8A8", [pictures()], output=tmp_path / "twice.onnx")
+    with pytest.raises(FewbitError, match="to a file"):
+        fewbit.quantize(saved(convnet(), tmp_path), "W8A8", [pictures()])
