@@ -76,6 +76,19 @@ def quantize(
         raise FewbitError(
             f"quantize takes an nn.Module or the path of an ONNX file, not {type(model).__name__}; load the model first"
         )
+    return _quantize_module(model, recipe, data, calibrator, algorithm, bias_correction, progress)
+
+
+def _quantize_module(
+    model: nn.Module,
+    recipe: Recipe | str | Path,
+    data: Iterable[Any] | None,
+    calibrator: str | None,
+    algorithm: str,
+    bias_correction: bool,
+    progress: Progress | None,
+) -> nn.Module:
+    """The story for a PyTorch model."""
     steps, rounding = split_name(algorithm)
     recipe = with_calibrator(as_recipe(recipe), calibrator)
     first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)
