@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fewbit import algorithms
 from fewbit.algorithms import rtn
 from fewbit.calibrate.collect import Progress, peek
 from fewbit.errors import FewbitError
@@ -31,8 +32,9 @@ from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec, as_spec
 from fewbit.onnxpipeline.entry import is_onnx, quantize_onnx
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
-from fewbit.sequential.memory import has_blocks, quantize_blocks
-from fewbit.sequential.solve import Settings, with_calibrator
+from fewbit.sequential.automatic import resolve
+from fewbit.sequential.memory import has_blocks, quantize_blocks, tune_model
+from fewbit.sequential.solve import Settings, options_of, with_calibrator
 
 
 def quantize(
@@ -41,7 +43,7 @@ def quantize(
     data: Iterable[Any] | None = None,
     *,
     calibrator: str | None = None,
-    algorithm: str = "rtn",
+    algorithm: str = "auto",
     bias_correction: bool = True,
     output: str | Path | None = None,
     target: str | None = None,
@@ -58,8 +60,10 @@ def quantize(
         data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static
             activations.
         calibrator: Replaces the recipe's choice of ranges: of activations where they are static, else of weights.
-        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; steps that prepare the model may stand
-            before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see :mod:`fewbit.nn.prepare`.
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"``: to nearest from 8 bits on,
+            below with ``gptq`` where there is data and the model has blocks, else with ``hqq``; steps that prepare
+            the model may stand before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see
+            :mod:`fewbit.nn.prepare`.
         bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
         output: Of an ONNX file: the file to write.
         target: Of an ONNX file: the runtime it is for, ``onnxruntime``, ``openvino`` or ``tensorrt``.
@@ -89,8 +93,9 @@ def _quantize_module(
     progress: Progress | None,
 ) -> nn.Module:
     """The story for a PyTorch model."""
-    steps, rounding = split_name(algorithm)
     recipe = with_calibrator(as_recipe(recipe), calibrator)
+    algorithm = resolve(algorithm, recipe, has_blocks(model), data is not None)
+    steps, rounding = split_name(algorithm)
     first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)
     batches = None if batches is None else Replay(batches)
     work = working_copy(model)
@@ -111,6 +116,8 @@ def _quantize_module(
     first_settings = settings if in_order is None else replace(settings, algorithm="rtn")
     result, told = _quantize_layers(work, plans, batches, first_settings, progress)
     notes += told
+    if batches is not None and getattr(algorithms.get(rounding), "TUNES", False) and has_blocks(model):
+        notes += tune_model(model, result, batches, progress)
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     if first is not None:
@@ -211,7 +218,7 @@ def _round_weights(
         key = (*kinds.matrix_key(module), plan.scheme.weights.text)
         if key not in by_parameter:
             matrix = kinds.weight_matrix(module)
-            options = rounding.Options(calibrator=recipe.weight_calibrator)
+            options = options_of(rounding, recipe)
             spec = fitting_spec(matrix, plan.scheme.weights)
             codes = rounding.quantize_weight(matrix, spec, options, f"the weight of {plan.name}")
             by_parameter[key] = (matrix, codes)

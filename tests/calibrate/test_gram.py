@@ -32,6 +32,12 @@ def test_it_is_the_mean_of_the_outer_products(rows, columns, size) -> None:
     assert torch.equal(gram.matrix, gram.matrix.T)
 
 
+@pytest.mark.parametrize("columns", [511, 512, 513, 1100])
+def test_tiles_make_up_the_whole(columns: int) -> None:
+    x = torch.randn(20, columns)
+    torch.testing.assert_close(gram_of(x).matrix, x.double().T @ x.double() / 20, rtol=1e-5, atol=1e-5)
+
+
 def test_many_rows_lose_nothing_against_float64() -> None:
     x = torch.randn(20000, 3) + 100
     exact = (x.double().T @ x.double()) / len(x)

@@ -21,6 +21,8 @@ from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 
 NEEDS: tuple[str, ...] = ("gram", "held_back")
+# Where the model is in memory its scales and norms are tuned as a whole afterwards (fewbit.nn.tune).
+TUNES = True
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fewbit.errors import FewbitError
 
 # Products of so many rows are summed in float32 before they enter the accumulator.
 _ROWS = 4096
+_TILE = 512
 # Wider accumulators stay in float32: 4096² float64 values are 128 MiB, 11008² would be 924 MiB.
 _DOUBLE_UP_TO = 4096
 
@@ -61,7 +62,7 @@ class Gram:
         self._sums += rows.sum(dim=0, dtype=torch.float64)
         with torch.autocast(rows.device.type, enabled=False):  # the model may run under one; G must stay exact
             for part in torch.split(rows, _ROWS):
-                self._products += part.T @ part
+                self._add(part)
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> Self:
@@ -86,8 +87,8 @@ class Gram:
             FewbitError: There was no update.
         """
         self._check_seen()
-        # The two halves of a float32 product can differ in the last bit.
-        return (self._products + self._products.T).div_(2 * self.count)
+        upper = self._products.triu()
+        return (upper + self._products.triu(1).T).div_(self.count)
 
     @property
     def mean_abs(self) -> Tensor:
@@ -113,6 +114,12 @@ class Gram:
         gram.columns, gram.name, gram.count = state["sums"].shape[0], name, int(state["count"])
         gram._products, gram._abs, gram._sums = state["products"], state["abs"], state["sums"]
         return gram
+
+    def _add(self, rows: Tensor) -> None:
+        """The products on and above the diagonal, in tiles of columns: the others are the same."""
+        for start in range(0, self.columns, _TILE):
+            tile = rows[:, start : start + _TILE]
+            self._products[start : start + _TILE, start:] += tile.T @ rows[:, start:]
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._products, self._abs, self._sums

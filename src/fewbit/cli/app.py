@@ -90,7 +90,7 @@ def quantize(
         Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.", show_default=False)
     ],
     recipe: Recipe = "W8A8",
-    algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "rtn",
+    algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "auto",
     calibrator: Annotated[
         str | None,
         typer.Option("--calibrator", help="How activation ranges are chosen.", show_default="the recipe's"),

@@ -32,11 +32,14 @@ def streams(job: Job, options: DataOptions) -> bool:
 
     from fewbit.models import layout
     from fewbit.nn.prepare import split_name
+    from fewbit.sequential.automatic import AUTO, tunes
     from fewbit.sequential.skeleton import skeleton
 
-    if split_name(job.algorithm)[0]:
+    if job.algorithm != AUTO and split_name(job.algorithm)[0]:
         return False  # these steps change the float model as a whole
     model = skeleton(folder)
+    if options.path is not None and tunes(job.algorithm, model) and "RANK" not in os.environ:
+        return False  # the quantized model is tuned as a whole
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return False
     return options.path is None or bool(layout(model).blocks)
@@ -49,18 +52,22 @@ def run_folder(session: Session, job: Job, options: DataOptions) -> None:
         FewbitError: Something the user named cannot be used.
     """
     from fewbit.cli.quantize import document_of, shown
+    from fewbit.models import layout
     from fewbit.nn import attach_info
     from fewbit.recipe import as_recipe
+    from fewbit.sequential.automatic import resolve
     from fewbit.sequential.folder import FolderJob, quantize_folder
     from fewbit.sequential.ranks import torchrun
+    from fewbit.sequential.skeleton import skeleton
     from fewbit.sequential.solve import Settings, with_calibrator
 
     recipe = with_calibrator(as_recipe(job.recipe), job.calibrator)
     windows, told = _windows(Path(job.source), options)
+    algorithm = resolve(job.algorithm, recipe, bool(layout(skeleton(Path(job.source))).blocks), windows is not None)
     folder = FolderJob(
         Path(job.source),
         job.output,
-        Settings(recipe, job.algorithm, job.bias_correction),
+        Settings(recipe, algorithm, job.bias_correction),
         windows,
         job.streaming.dtype,
         parse_bytes(job.streaming.memory),

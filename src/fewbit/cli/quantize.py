@@ -83,9 +83,9 @@ def _run_in_memory(session: Session, job: Job, options: DataOptions) -> None:
 def _check_names(job: Job) -> None:
     """Tell a wrong name before a model is loaded for it."""
     from fewbit import calibrate, formats
-    from fewbit.nn.prepare import split_name
+    from fewbit.sequential.automatic import check_name
 
-    split_name(job.algorithm)
+    check_name(job.algorithm)
     formats.get(job.format)
     if job.calibrator is not None:
         calibrate.get(job.calibrator)

@@ -36,7 +36,7 @@ class Settings:
     Attributes:
         target: The runtime it is for: ``onnxruntime``, ``openvino`` or ``tensorrt``.
         calibrator: Replaces the recipe's choice of activation ranges (of weight ranges, where activations are float).
-        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"`` is to nearest.
         bias_correction: Correct biases for the mean shift that rounding the weights causes, where there is data.
         equalize: Even out the channels of linear streams first, where there is data.
         overwrite: Replace the output if it exists.
@@ -48,6 +48,10 @@ class Settings:
     bias_correction: bool = True
     equalize: bool = True
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.algorithm == "auto":
+            object.__setattr__(self, "algorithm", "rtn")
 
 
 def quantize_file(

@@ -10,6 +10,7 @@ from torch import nn
 from fewbit.calibrate.collect import Progress
 from fewbit.models import layout
 from fewbit.models.layout import Layout
+from fewbit.nn.tune import tune
 from fewbit.recipe import LayerPlan
 from fewbit.sequential.blocks import run_stacks, run_tail
 from fewbit.sequential.packing import swap_tied
@@ -74,6 +75,22 @@ def quantize_blocks(
         swap_tied(model, tied, data_free(settings))
     run_stacks(work, where.stacks)
     return work.notes + run_tail(work, behind, [plan for tied in before for plan in tied])
+
+
+def tune_model(
+    original: nn.Module, quantized: nn.Module, batches: Iterable[Any], progress: Progress | None = None
+) -> list[str]:
+    """:func:`fewbit.nn.tune.tune` on the pipeline's windows; the float model is in training mode again if it was.
+
+    Returns:
+        Notes for the user.
+    """
+    was_training = original.training
+    try:
+        data = windows(batches, getattr(original, "main_input_name", "input_ids"))
+        return tune(original.eval(), quantized, data, progress=progress)
+    finally:
+        original.train(was_training)
 
 
 def outside(

@@ -1,0 +1,170 @@
+"""Scales of quantized weights and gains of norms, tuned as a whole so that the model says what the float model says.
+
+Weights are rounded layer by layer, each to its own output. What then is left is settled here, on the output of the
+whole model: the KL divergence from the float model's distribution where it gives logits (as end-to-end quantization
+parameters are trained in EfficientQAT, arXiv 2407.11062, and norms in arXiv 2309.02784), else the squared error of its
+output. Codes stay, so the model neither grows nor changes its layout. A part of the data judges; where it does not
+agree that the result is better, nothing changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.algorithms._reconstruction import Learned, Part, Schedule, learn, relative_error
+from fewbit.calibrate.collect import Progress
+from fewbit.nn.check import first_tensor
+from fewbit.nn.swap import quantized_layers, quantized_weight
+from fewbit.numbers.qtensor import QTensor
+
+# Beyond so many parameters the passes back and forth through the whole model take hours on a CPU.
+LARGEST = 10**9
+# Positions of a window whose logits are compared; a vocabulary of 262,144 makes each cost as much as a block.
+_POSITIONS = 64
+_EPOCHS = 1
+
+
+def tune(
+    original: nn.Module,
+    quantized: nn.Module,
+    windows: Sequence[Mapping[str, Any]],
+    schedule: Schedule | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Tune a quantized model in place.
+
+    Args:
+        original: The float model, in evaluation mode; unchanged.
+        quantized: Made from it.
+        windows: Calibration data: arguments of the model by name.
+        schedule: How; None: one pass over the data.
+        progress: Called with (stage, steps done, steps in all).
+
+    Returns:
+        A note for the user.
+    """
+    start = _tunable(original, quantized)
+    if not start:
+        return []
+    if sum(parameter.numel() for parameter in original.parameters()) > LARGEST:
+        return ["scales and norms were not tuned on the whole model, which is too large for that"]
+    schedule = schedule or Schedule(
+        steps=max(1, _EPOCHS * len(windows) * 7 // 8), batch=1, rounding=0, scales=1e-3, free=1e-3
+    )
+    parameters = dict(original.named_parameters())
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        compared = _Compared(original, _fixed(original, quantized, start), windows)
+        part = Part(
+            compared.forward,
+            {name: parameters[name].detach() for name in start},
+            start,
+            range(len(windows)),
+            range(len(windows)),
+            compared.loss,
+            {name: value.detach() for name, value in quantized.named_parameters() if _is_gain(name, value, parameters)},
+        )
+        learned = learn(part, schedule, progress)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return _taken(quantized, learned, compared.measure)
+
+
+class _Compared:
+    """The float model under other values, beside itself."""
+
+    def __init__(self, model: nn.Module, fixed: Mapping[str, Tensor], windows: Sequence[Mapping[str, Any]]) -> None:
+        self.model, self.fixed = model, fixed
+        self.windows = [dict(window) for window in windows]
+        self.measure = "the squared error of the output"
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:
+            self.measure = "the KL divergence"
+            generator = torch.Generator().manual_seed(0)
+            for window in self.windows:
+                length = max(value.shape[-1] for value in window.values() if isinstance(value, Tensor))
+                window["logits_to_keep"] = torch.randperm(length, generator=generator)[:_POSITIONS].sort().values
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            for window in self.windows:
+                window["use_cache"] = False
+
+    def forward(self, values: Mapping[str, Tensor], window: int) -> Tensor:
+        """The output under these values."""
+        return self._output({**self.fixed, **values}, window)
+
+    def loss(self, output: Tensor, window: int) -> Tensor:
+        """How far the output is from the float model's."""
+        with torch.no_grad():
+            target = self._output({}, window)
+        if self.measure != "the KL divergence":
+            return relative_error(output, target)
+        ours, theirs = (torch.log_softmax(t.float().flatten(0, -2), dim=-1) for t in (output, target))
+        return torch.nn.functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+
+    def _output(self, values: Mapping[str, Tensor], window: int) -> Tensor:
+        with fast_float(next(self.model.parameters()).device):
+            output = first_tensor(torch.func.functional_call(self.model, dict(values), (), self.windows[window]))
+        assert output is not None  # the pipeline checked the model's output
+        return output
+
+
+def fast_float(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Products in bfloat16 where the processor has them, as float products cost several times as much there."""
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    enabled = device.type != "cpu" or bool(has())
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
+    """The weights, by their names in the float model, of linear layers whose input stays float."""
+    parameters = dict(original.named_parameters())
+    found = {}
+    for name, layer in quantized_layers(quantized).items():
+        weight, parameter = quantized_weight(layer), parameters.get(f"{name}.weight")
+        shape = None if parameter is None else tuple(parameter.shape)
+        few = weight.packed.spec.bits < 8 and weight.input_quantizer is None
+        if few and shape == weight.packed.matrix_shape and type(original.get_submodule(name)) is nn.Linear:
+            found[f"{name}.weight"] = weight.weight_qtensor()
+    return found
+
+
+def _fixed(original: nn.Module, quantized: nn.Module, start: Mapping[str, QTensor]) -> dict[str, Tensor]:
+    """What else the quantized model has other than the float one: biases, and weights that are not tuned."""
+    parameters, fixed = dict(original.named_parameters()), {}
+    for name, layer in quantized_layers(quantized).items():
+        bias, own = getattr(layer, "bias", None), parameters.get(f"{name}.bias")
+        if isinstance(bias, Tensor) and own is not None:
+            fixed[f"{name}.bias"] = bias.detach().to(own.dtype)
+        own = parameters.get(f"{name}.weight")
+        if f"{name}.weight" not in start and own is not None:
+            values = quantized_weight(layer).weight_qtensor().dequantize()
+            if values.numel() == own.numel() and values.shape[0] == own.shape[0]:
+                fixed[f"{name}.weight"] = values.reshape(own.shape).to(own.dtype)
+    return fixed
+
+
+def _is_gain(name: str, value: Tensor, parameters: Mapping[str, Tensor]) -> bool:
+    return name in parameters and value.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
+
+
+@torch.no_grad()
+def _taken(quantized: nn.Module, learned: Learned, measure: str) -> list[str]:
+    """Put what was learned into the quantized model."""
+    if learned.after >= learned.before:
+        return [f"tuning scales and norms did not lower {measure} on data held back ({learned.before:.4g})"]
+    for name, t in learned.weights.items():
+        packed = quantized_weight(quantized.get_submodule(name.removesuffix(".weight"))).packed
+        packed.scale = t.scale.to(packed.scale.dtype)
+    parameters = dict(quantized.named_parameters())
+    for name, value in learned.free.items():
+        parameters[name].copy_(value)
+    fell = f"fell from {learned.before:.4g} to {learned.after:.4g}"
+    return [f"scales and norms were tuned on the whole model: {measure} on data held back {fell}"]
