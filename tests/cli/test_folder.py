@@ -32,7 +32,7 @@ def quantize(source: Path, *more: Any) -> Any:
 def test_without_data(source: Path, tmp_path: Path) -> None:
     code, told = quantize(source, "-r", "W4A16-g16", "-o", tmp_path / "out")
     assert code == 0, told
-    assert (told["data"], told["algorithm"], told["folded"]) == (None, "rtn", [])
+    assert (told["data"], told["algorithm"], told["folded"]) == (None, "hqq", [])
     assert len(told["layers"]) == 16
     layer = next(each for each in told["layers"] if each["name"] == "model.layers.0.mlp.up_proj")
     assert (layer["weights"], layer["parameters"], layer["bytes_before"]) == ("int4/g16/sym/f16", 2048, 8192)
