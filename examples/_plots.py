@@ -16,6 +16,7 @@ def write_plots(histories: dict[str, History], path: Path) -> None:
     """One chart of all losses, and one of each quantized run's steps relative to where they started."""
     graph, offline = require("plotly.graph_objects", "report"), require("plotly.offline", "report")
     figures = [graph.Figure(layout={"title": "Training loss", "xaxis": {"title": "step"}})]
+    histories = {name: history for name, history in histories.items() if history.steps}
     for name, history in histories.items():
         figures[0].add_scatter(x=history.steps, y=history.loss, name=name, mode="lines")
     for name, history in histories.items():

@@ -9,6 +9,7 @@ by training on with fake-quantized weights, distilled from the float model. Need
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -109,7 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for results.json and the quantized models")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--float-steps", type=int, default=600)
+    parser.add_argument("--float-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=200, help="steps of quantized training")
     parser.add_argument("--schemes", nargs="+", default=["W4A16-g64", "W2A16-g64"])
     return parser.parse_args()
@@ -122,6 +123,10 @@ def main() -> None:
     train("float", model, text, options.float_steps, 3e-3, seed=1)
     found = {"float": perplexity(model, test)}
     print(f"float: perplexity {found['float']:.3f} a byte", flush=True)
+    control = copy.deepcopy(model)
+    train("float, trained on", control, text, options.steps, 1e-3, seed=2, teacher=model)
+    found["float, trained on"] = perplexity(control, test)  # what the same steps bring without quantization
+    print(f"float, trained on for as many steps: {found['float, trained on']:.3f}", flush=True)
     for scheme in options.schemes:
         after = perplexity(fewbit.quantize(model, scheme), test)
         prepared = fewbit.prepare_qat(model, scheme)

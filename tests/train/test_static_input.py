@@ -11,10 +11,12 @@ from fewbit.train.static_input import fake_input
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize(("learn", "by_range"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("spec", ["uint8/tensor/asym", "uint2/tensor/asym", "int4/tensor/sym"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_are_the_plain_formulas(spec: str, learn: bool, dtype: torch.dtype, layout) -> None:
+def test_values_and_gradients_are_the_plain_formulas(
+    spec: str, learn: bool, by_range: bool, dtype: torch.dtype, layout
+) -> None:
     parsed = QSpec.parse(spec)
     generator = torch.Generator().manual_seed(0)
     x, g = torch.randn(2, 3, 8, 9, 9, generator=generator).to(dtype)
@@ -23,8 +25,7 @@ def test_values_and_gradients_are_the_plain_formulas(spec: str, learn: bool, dty
     for function in (fake_input, affine.straight_through):
         value, scale = x.clone().requires_grad_(), torch.tensor(0.11, requires_grad=True)
         zero = None if parsed.symmetric else torch.tensor(1.0, requires_grad=True)
-        more = {} if function is fake_input else {"by_range": True}
-        out = function(value, parsed, scale, zero, learn_rounding=learn, **more)
+        out = function(value, parsed, scale, zero, learn_rounding=learn, by_range=by_range)
         out.backward(g)
         found.append((out.detach(), value.grad, scale.grad, None if zero is None else zero.grad))
     (mine, mine_x, mine_s, mine_z), (wanted, wanted_x, wanted_s, wanted_z) = found

@@ -18,8 +18,16 @@ from fewbit.numbers import affine
 from fewbit.numbers.spec import QSpec
 
 
-def fake_input(x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None, learn_rounding: bool) -> Tensor:
-    """:func:`fewbit.numbers.affine.straight_through` by range, for inputs.
+def fake_input(
+    x: Tensor,
+    spec: QSpec,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *,
+    learn_rounding: bool = False,
+    by_range: bool = True,
+) -> Tensor:
+    """:func:`fewbit.numbers.affine.straight_through` for inputs; the two may differ at ties on the edge of the range.
 
     Args:
         x: Any shape.
@@ -27,11 +35,13 @@ def fake_input(x: Tensor, spec: QSpec, scale: Tensor, zero_point: Tensor | None,
         scale: ``()``.
         zero_point: ``()``, or None.
         learn_rounding: As in the plain formula.
+        by_range: As in the plain formula.
     """
     # The kernel gives NaN a code; the plain formula lets it show. A sum finds one in a single pass.
     if not _fits(x, spec, scale) or bool(x.detach().sum().isnan()):
-        return affine.straight_through(x, spec, scale, zero_point, learn_rounding=learn_rounding, by_range=True)
-    result: Tensor = _FakeInput.apply(x, scale, zero_point, spec, learn_rounding)  # type: ignore[no-untyped-call]
+        return affine.straight_through(x, spec, scale, zero_point, learn_rounding=learn_rounding, by_range=by_range)
+    margin = 0.0 if by_range else 0.5
+    result: Tensor = _FakeInput.apply(x, scale, zero_point, spec, learn_rounding, margin)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -44,7 +54,13 @@ def _fits(x: Tensor, spec: QSpec, scale: Tensor) -> bool:
 class _FakeInput(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: QSpec, learn_rounding: bool
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        spec: QSpec,
+        learn_rounding: bool,
+        margin: float,
     ) -> Tensor:
         zero = 0 if zero_point is None else int(zero_point)
         whole = None if zero_point is None else zero_point.to(torch.int32)
@@ -53,7 +69,7 @@ class _FakeInput(torch.autograd.Function):
         value = codes.to(x.dtype)
         value = (value.sub_(zero) if zero else value).mul_(float(scale))
         ctx.save_for_backward(x, value, scale)
-        ctx.ends = float(scale) * (spec.qmin - zero), float(scale) * (spec.qmax - zero)
+        ctx.ends = float(scale) * (spec.qmin - zero - margin), float(scale) * (spec.qmax - zero + margin)
         ctx.learn_rounding = learn_rounding
         return value
 
@@ -70,7 +86,7 @@ class _FakeInput(torch.autograd.Function):
                 to_scale = to_scale / scale
             if ctx.needs_input_grad[2]:
                 to_zero = -_sum(clipped) * scale
-        return passed, to_scale, to_zero, None, None
+        return passed, to_scale, to_zero, None, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

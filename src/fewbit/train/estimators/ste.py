@@ -28,6 +28,7 @@ from fewbit.numbers.spec import QSpec
 from fewbit.train.gradient import recomputing
 from fewbit.train.observer import MovingRange
 from fewbit.train.quantizer import FakeQuantizer, Grid
+from fewbit.train.static_input import fake_input
 
 
 def weight_quantizer(matrix: Tensor, spec: QSpec, start: Grid, name: str) -> FakeQuantizer:
@@ -99,7 +100,7 @@ class SteInput(FakeQuantizer):
             if not self.started:
                 self._mark_started()
         scale, zero_point = self.grid(x)
-        return affine.straight_through(x, self.spec, scale, zero_point)
+        return fake_input(x, self.spec, scale, zero_point, by_range=False)
 
     def grid(self, x: Tensor) -> Grid:
         """From the moving average."""

@@ -1,0 +1,65 @@
+"""The table of benchmarks/results/qat_cifar10.md from the runs of ``examples/qat_cifar10.py``.
+
+    python examples/qat_cifar10.py --out runs/resnet20
+    python benchmarks/qat_cifar10.py runs/resnet20
+
+Training takes hours on two cores; so it is the example's, which can be killed and goes on, and this script only
+gathers. Several folders are joined: a folder a width, trained at the same time, from the same float network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import _results
+
+COLUMNS = ("", "steps", "post-training", "trained", "converted", "to float", "agree")
+
+
+def gather(folders: list[Path]) -> dict[str, Any]:
+    found = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders]
+    if len({(one["network"], one["float"]) for one in found}) != 1:
+        sys.exit("error: the runs are not of one float network")
+    rows = sorted((row for one in found for row in one["rows"]), key=lambda row: row["name"], reverse=True)
+    return {"network": found[0]["network"], "float": found[0]["float"], "rows": rows}
+
+
+def cells(row: dict[str, Any], reference: float) -> tuple[str, ...]:
+    trained = row["converted"] is not None
+    best = row["converted"] if trained else row["post_training"]
+    after = (f"{row['trained']:.2f}", f"{row['converted']:.2f}") if trained else ("", "")
+    agreement = f"{row['agreement']:.4f}" if trained else ""
+    return (
+        row["name"],
+        str(row["steps"]),
+        f"{row['post_training']:.2f}",
+        *after,
+        f"{best - reference:+.2f}",
+        agreement,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of the example")
+    parser.add_argument("--note", default="", help="a sentence on the schedule")
+    options = parser.parse_args()
+    found = gather(options.runs)
+    table = _results.markdown_table(COLUMNS, [cells(row, found["float"]) for row in found["rows"]])
+    text = f"""# {found["network"]} on CIFAR-10: training at few bits
+
+Top-1 in percent on 5,000 test pictures; float: {found["float"]:.2f}. First and last layer keep 8 bits. Post-training:
+the same recipe without training (`mse` ranges, bias correction). Trained: LSQ with distillation from the float network;
+agree: share of test pictures on which the trained and the converted model predict the same. {options.note}
+Made by `examples/qat_cifar10.py`, gathered by `benchmarks/qat_cifar10.py`.
+
+{table}"""
+    _results.write("qat_cifar10", text, {**found, "note": options.note})
+
+
+if __name__ == "__main__":
+    main()
