@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewbit.calibrate.rows import Rows
@@ -21,6 +21,7 @@ def same(a: Rows, b: Rows) -> bool:
     return all(torch.equal(one, b.state_dict()[name]) for name, one in a.state_dict().items() if name != "abs")
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 30), min_size=1, max_size=4))
 def test_the_order_and_the_parts_do_not_matter(seed: int, sizes: list[int]) -> None:
     generator = torch.Generator().manual_seed(seed)

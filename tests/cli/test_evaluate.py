@@ -52,9 +52,9 @@ def test_a_quantized_model_finds_the_tokenizer_of_its_float_model(command: Comma
 
 def test_a_quantized_cache_is_measured(command: Command, llama: str) -> None:
     arguments = ("evaluate", llama, "--perplexity", "text.txt", "--tokens", "40", "--against", llama, "--json")
-    exact, near, far = (command(*arguments, "--kv", kv).document for kv in ("float", "int8-g8-w8", "int2-g8-w8"))
+    exact, near, far = (command(*arguments, "--kv", kv).document for kv in ("float", "int8-b8-w8", "int2-b8-w8"))
     assert exact["kv"] == "float"
-    assert near["kv"].startswith("int8: keys per token and head")
+    assert near["kv"].startswith("int8: keys per channel")
     assert exact["kl"] < near["kl"] < far["kl"]
     assert near["perplexity"] == pytest.approx(exact["perplexity"], rel=0.02)
 

@@ -52,7 +52,7 @@ def test_json_holds_text_and_speed(command: Command, folder: Path, llama: str) -
 def test_quantized_models_write_with_a_quantized_cache(command: Command, llama: str) -> None:
     assert command("quantize", llama, "-r", "W4A16-g16", "-o", "small").code == 0
     arguments = ("generate", "small", "--prompt", PROMPT * 4, "--tokens", "12", "--tokenizer", llama)
-    done = command(*arguments, "--kv", "int4-g8-w8", "--json")
+    done = command(*arguments, "--kv", "int4-b8-w8", "--json")
     assert done.code == 0, done.stderr
     assert done.document["kv"].startswith("int4: keys per channel")
     assert done.document["kv_bytes"] > 0

@@ -12,20 +12,22 @@ from fewbit.numbers import affine
 from fewbit.numbers.spec import QSpec
 
 
-def expected(x: torch.Tensor, bits: int, block: int, by_channel: bool) -> torch.Tensor:
+def expected(x: torch.Tensor, bits: int, block: int, by_channel: bool, group: int) -> torch.Tensor:
     """Token by token or channel by channel, with the public affine functions."""
-    spec = QSpec.parse(f"uint{bits}/token/asym/f16")
+    whole = by_channel or group == 0 or x.shape[-1] % group
+    spec = QSpec.parse(f"uint{bits}/{'token' if whole else f'g{group}'}/asym/f16")
     out = torch.empty_like(x)
     for start in range(0, x.shape[2], block):
         part = x[:, :, start : start + block]
         turned = part.transpose(-1, -2) if by_channel else part
-        scale, zero = affine.scale_and_zero_point(turned.amin(-1), turned.amax(-1), spec)
+        blocks = turned if whole else turned.unflatten(-1, (-1, group))
+        scale, zero = affine.scale_and_zero_point(blocks.amin(-1), blocks.amax(-1), spec)
         values = affine.quantize(turned, spec, scale=scale, zero_point=zero).dequantize()
         out[:, :, start : start + block] = values.transpose(-1, -2) if by_channel else values
     return out
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from([2, 3, 4, 8]),
     st.sampled_from([8, 16]),
@@ -33,23 +35,25 @@ def expected(x: torch.Tensor, bits: int, block: int, by_channel: bool) -> torch.
     st.integers(1, 3),
     st.integers(1, 2),
     st.integers(1, 9),
+    st.sampled_from([0, 2, 4]),
     st.integers(0, 2**31),
 )
 def test_blocks_come_back_as_the_affine_map_says(
-    bits: int, block: int, by_channel: bool, blocks: int, batch: int, width: int, seed: int
+    bits: int, block: int, by_channel: bool, blocks: int, batch: int, width: int, group: int, seed: int
 ) -> None:
     x = torch.randn(batch, 2, blocks * block, width, generator=torch.Generator().manual_seed(seed)) * 5 + 1
-    store = QuantizedStates(bits, block, by_channel)
+    store = QuantizedStates(bits, block, by_channel, group)
     for part in x.split(block, dim=2):
         store.append(part)
-    whole = QuantizedStates(bits, block, by_channel)
+    whole = QuantizedStates(bits, block, by_channel, group)
     whole.append(x)
     assert torch.equal(store.read(torch.float32), whole.read(torch.float32))
-    assert torch.allclose(store.read(torch.float32), expected(x, bits, block, by_channel), atol=1e-5)
+    assert torch.allclose(store.read(torch.float32), expected(x, bits, block, by_channel, group), atol=1e-5)
     assert store.tokens == blocks * block
     for first in range(blocks):
         assert torch.equal(store.read(torch.float32, first), whole.read(torch.float32)[:, :, first * block :])
-    rows = width if by_channel else block
+    shared = width if group == 0 or width % group else group
+    rows = width if by_channel else block * width // shared
     assert store.nbytes == batch * 2 * blocks * (block * width * bits // 8 + 3 * rows)
 
 

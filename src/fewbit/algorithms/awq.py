@@ -46,7 +46,7 @@ class Options:
     calibrator: str | None = None
     calibrator_options: Any = None
     grid: int = 20
-    rows: int = 512
+    rows: int = 256
     clips: int = 20
     least_clip: float = 0.4
     sweeps: int = 2

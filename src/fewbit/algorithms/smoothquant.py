@@ -37,12 +37,14 @@ class Options:
         calibrator_options: The calibrator's ``Options``.
         grid: Steps of α from 0 to 1.
         rows: At most so many rows of a weight take part in the search.
+        tokens: At most so many of the sampled inputs.
     """
 
     calibrator: str | None = None
     calibrator_options: Any = None
-    grid: int = 20
-    rows: int = 512
+    grid: int = 10
+    rows: int = 256
+    tokens: int = 256
 
 
 def quantize_weight(
@@ -94,7 +96,7 @@ def search_scale(
     options = options or Options()
     channels = torch.arange(inputs.columns) if channels is None else channels
     few = [evenly(weight.to(torch.float32), options.rows) for weight in weights]
-    problem = _Problem(few, specs, activations, inputs.rows, name)
+    problem = _Problem(few, specs, activations, inputs.rows[: options.tokens], name)
     best = torch.ones(int(channels.max()) + 1)
     least = problem.loss(best[channels])
     for scale in _candidates(few, inputs, channels, options.grid):

@@ -15,7 +15,7 @@ KV: TypeAlias = Annotated[
     typer.Option(
         "--kv",
         metavar="int8|int4|…",
-        help="Quantize the cache of keys and values; int4-g32-w64: blocks of 32 tokens, 64 in float.",
+        help="Quantize the cache of keys and values; int4-w64 keeps the newest 64 tokens in float.",
         show_default="float",
     ),
 ]

@@ -156,9 +156,9 @@ class QuantizedLayer(CacheLayerMixin):  # type: ignore[misc]
         return tail + self._stored_keys.nbytes + self._stored_values.nbytes
 
     def _new_stores(self) -> None:
-        bits, block = self.options.bits, self.options.block
-        self._stored_keys = QuantizedStates(bits, block, self.options.by_channel)
-        self._stored_values = QuantizedStates(bits, block, False)
+        options = self.options
+        self._stored_keys = QuantizedStates(options.bits, options.block, options.keys == "channel", options.group)
+        self._stored_values = QuantizedStates(options.bits, options.block, False, options.group)
 
     def _visible(self) -> int:
         """Past tokens that attention needs."""

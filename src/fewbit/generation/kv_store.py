@@ -1,8 +1,8 @@
 """Past keys or values of one attention layer, quantized in blocks of tokens and packed.
 
 A block of G tokens is quantized once and never touched again. Values have a scale and zero point for each token and
-head. Keys have large channels that stay large from token to token, so theirs are quantized per channel over the
-tokens of a block (KIVI, Liu et al., arXiv 2402.02750, section 3.2), or per token too.
+head, or for each group of its channels. Keys have large channels that stay large from token to token, so theirs are
+quantized per channel over the tokens of a block (KIVI, Liu et al., arXiv 2402.02750, section 3.2), or per token too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class QuantizedStates:
     Attributes:
         bits: Of a code: 2, 3, 4 or 8.
         block: G, tokens quantized together; a multiple of 8.
-        by_channel: Whether scales are per channel over a block's tokens, else per token over the channels.
+        by_channel: Whether scales are per channel over a block's tokens, else per token over its channels.
+        group: Channels of a token that share a scale; 0 for all, as where the width is no multiple of it.
         codes: uint8 ``[batch, heads, blocks, bytes]``.
-        scale: float16 ``[batch, heads, blocks, rows]``, rows being the width or G.
+        scale: float16 ``[batch, heads, blocks, rows]``, rows being the width, or G times the groups of a token.
         zero_point: uint8, same shape.
         width: Channels of a head.
     """
@@ -36,6 +37,7 @@ class QuantizedStates:
     bits: int
     block: int
     by_channel: bool
+    group: int = 0
     codes: Tensor | None = None
     scale: Tensor | None = None
     zero_point: Tensor | None = None
@@ -55,12 +57,16 @@ class QuantizedStates:
         """Bytes of codes, scales and zero points."""
         return sum(t.numel() * t.element_size() for t in self._tensors())
 
+    @property
+    def _shared(self) -> int:
+        """Channels of a token that share a scale."""
+        return self.group if self.group and self.width % self.group == 0 else self.width
+
     def append(self, x: Tensor) -> None:
         """Quantize and store ``[batch, heads, n·G, width]``."""
         batch, heads, tokens, self.width = x.shape
         blocks = x.to(torch.float32).reshape(batch, heads, tokens // self.block, self.block, self.width)
-        if self.by_channel:
-            blocks = blocks.transpose(-1, -2)
+        blocks = blocks.transpose(-1, -2) if self.by_channel else blocks.reshape(*blocks.shape[:3], -1, self._shared)
         lo, hi = torch.aminmax(blocks, dim=-1)
         scale, zero_point = affine.scale_and_zero_point(lo, hi, self.spec, "a key or value")
         t = affine.quantize(blocks.contiguous(), self.spec, scale=scale, zero_point=zero_point, name="a key or value")
@@ -78,7 +84,7 @@ class QuantizedStates:
         assert self.zero_point is not None
         codes, scale, zero = (t[:, :, first:] for t in (self.codes, self.scale, self.zero_point))
         rows = scale.numel()
-        count = rows * (self.block if self.by_channel else self.width)
+        count = rows * (self.block if self.by_channel else self._shared)
         flat = dispatch.unpack(codes.reshape(-1), self.bits, count, signed=False).reshape(rows, -1)
         values = dispatch.dequantize_rows(flat, scale.float().reshape(-1), zero.to(torch.int32).reshape(-1))
         values = values.reshape(*scale.shape, -1)
