@@ -25,7 +25,9 @@ def gather(folders: list[Path]) -> dict[str, Any]:
     if len({(one["network"], one["float"]) for one in found}) != 1:
         sys.exit("error: the runs are not of one float network")
     rows = sorted((row for one in found for row in one["rows"]), key=lambda row: row["name"], reverse=True)
-    return {"network": found[0]["network"], "float": found[0]["float"], "rows": rows}
+    controls = [one["float_trained_on"] for one in found if one.get("float_trained_on") is not None]
+    control = controls[0] if controls else None
+    return {"network": found[0]["network"], "float": found[0]["float"], "float_trained_on": control, "rows": rows}
 
 
 def cells(row: dict[str, Any], reference: float) -> tuple[str, ...]:
@@ -50,11 +52,13 @@ def main() -> None:
     options = parser.parse_args()
     found = gather(options.runs)
     table = _results.markdown_table(COLUMNS, [cells(row, found["float"]) for row in found["rows"]])
+    control = found["float_trained_on"]
+    further = "" if control is None else f"; the float network trained on in the same way: {control:.2f}"
     text = f"""# {found["network"]} on CIFAR-10: training at few bits
 
-Top-1 in percent on 5,000 test pictures; float: {found["float"]:.2f}. First and last layer keep 8 bits. Post-training:
-the same recipe without training (`mse` ranges, bias correction). Trained: LSQ with distillation from the float network;
-agree: share of test pictures on which the trained and the converted model predict the same. {options.note}
+Top-1 in percent on 5,000 test pictures; float: {found["float"]:.2f}{further}. First and last layer keep 8 bits.
+Post-training: the same recipe without training (`mse` ranges, bias correction). Trained: LSQ with distillation from the
+float network; agree: share of test pictures on which the trained and the converted model predict the same. {options.note}
 Made by `examples/qat_cifar10.py`, gathered by `benchmarks/qat_cifar10.py`.
 
 {table}"""

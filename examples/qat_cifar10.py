@@ -12,6 +12,7 @@ Needs fewbit[images,report].
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -77,6 +78,19 @@ def measure(
     return row, history
 
 
+def float_trained_on(model: nn.Module, options: argparse.Namespace, pictures: Pictures, test: Pictures) -> float | None:
+    """What as many steps of the same training bring to the float network: the control of the quantized runs."""
+    if not options.control:
+        return None
+    further, teacher = copy.deepcopy(model), copy.deepcopy(model)
+    schedule = Schedule(options.control, options.rate, weight_decay=1e-4, smoothing=0.0, warmup=0.1)
+    with Distillation(further, teacher) as distill:
+        train("float, trained on", further, pictures, schedule, options.out / "float-on.pt", distill)
+    score = scores(further.eval(), test)
+    print(f"float, trained on for {options.control} steps: {score:.2f}", file=sys.stderr)
+    return score
+
+
 def table(float_score: float, rows: list[Row]) -> str:
     lines = ["| | steps | post-training | trained | converted | to float | agree |", "|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
@@ -116,6 +130,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--float-steps", type=int, default=390 * 24, help="training steps in float")
     parser.add_argument("--float-rate", type=float, default=0.4, help="highest learning rate in float")
     parser.add_argument("--steps", type=steps_by_width, default={4: 780, 3: 1170, 2: 2340}, help="width:steps,…")
+    parser.add_argument("--control", type=int, default=0, help="also train the float network on for so many steps")
     parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate of quantized training")
     # The statistics of a converged network are good as they are, and frozen they make a step a quarter cheaper.
     parser.add_argument("--norms-move", type=float, default=0.0, help="share of the steps in which batch norm moves")
@@ -134,11 +149,17 @@ def main() -> None:
     histories = {"float": train("float", model, pictures, schedule, options.out / "float.pt")}
     float_score = scores(model.eval(), test)
     print(f"float: {float_score:.2f}", file=sys.stderr)
+    further = float_trained_on(model, options, pictures, test)
     rows = []
     for bits in options.widths:
         row, histories[f"W{bits}A{bits}"] = measure(bits, model, options, (pictures, test))
         rows.append(row)
-        found = {"network": options.network, "float": float_score, "rows": [asdict(row) for row in rows]}
+        found = {
+            "network": options.network,
+            "float": float_score,
+            "float_trained_on": further,
+            "rows": [asdict(row) for row in rows],
+        }
         (options.out / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         write_plots(histories, options.out / "training.html")
     print(f"float: {float_score:.2f} top-1\n\n{table(float_score, rows)}")
