@@ -58,7 +58,8 @@ def main() -> None:
 
 Top-1 in percent on 5,000 test pictures; float: {found["float"]:.2f}{further}. First and last layer keep 8 bits.
 Post-training: the same recipe without training (`mse` ranges, bias correction). Trained: LSQ with distillation from the
-float network; agree: share of test pictures on which the trained and the converted model predict the same. {options.note}
+float network; agree: share of test pictures on which the trained and the converted model predict the same.
+{options.note}
 Made by `examples/qat_cifar10.py`, gathered by `benchmarks/qat_cifar10.py`.
 
 {table}"""

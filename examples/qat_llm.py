@@ -3,7 +3,8 @@
     python examples/qat_llm.py --train TEXT --test TEXT --out runs/llm
 
 A Llama of bytes is trained from scratch on one text and measured on another. Then it is quantized after training, and
-by training on with fake-quantized weights, distilled from the float model. Needs fewbit[llm]; some minutes on one core.
+by training on with fake-quantized weights, distilled from the float model, and once more by adapters on the frozen codes.
+Needs fewbit[llm]; some minutes on one core.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import fewbit
 from fewbit.errors import FewbitError, require
-from fewbit.train import Distillation
+from fewbit.train import Distillation, add_lora
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 WINDOW, BATCH = 64, 8
@@ -66,8 +67,9 @@ def train(
     name: str, model: nn.Module, text: Tensor, steps: int, rate: float, seed: int, teacher: nn.Module | None = None
 ) -> None:
     """AdamW, one cycle; learned steps have no weight decay."""
-    decayed = [p for p in model.parameters() if p.dim() > 1 and p.shape[-1] > 16]
-    others = [p for p in model.parameters() if not (p.dim() > 1 and p.shape[-1] > 16)]
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    decayed = [p for key, p in trained.items() if p.dim() > 1 and not key.endswith("scale")]
+    others = [p for key, p in trained.items() if p.dim() <= 1 or key.endswith("scale")]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.2)
@@ -128,19 +130,18 @@ def main() -> None:
     found["float, trained on"] = perplexity(control, test)  # what the same steps bring without quantization
     print(f"float, trained on for as many steps: {found['float, trained on']:.3f}", flush=True)
     for scheme in options.schemes:
-        after = perplexity(fewbit.quantize(model, scheme), test)
-        prepared = fewbit.prepare_qat(model, scheme)
-        train(scheme, prepared, text, options.steps, 1e-3, seed=2, teacher=model)
-        converted = fewbit.convert(prepared)
-        trained = perplexity(converted, test)
-        found |= {f"{scheme} post-training": after, f"{scheme} trained": trained}
-        recovered = (after - trained) / (after - found["float"])
-        print(
-            f"{scheme}: post-training {after:.3f}, trained {trained:.3f}: {recovered:.0%} of the loss recovered",
-            flush=True,
-        )
-        if options.out is not None:
-            fewbit.save(converted, options.out / scheme)
+        quantized = fewbit.quantize(model, scheme)
+        after = found[f"{scheme} post-training"] = perplexity(quantized, test)
+        print(f"{scheme}: post-training {after:.3f}", flush=True)
+        ways = {"trained": (fewbit.prepare_qat(model, scheme), 1e-3), "adapters": (add_lora(quantized, rank=8), 3e-3)}
+        for way, (prepared, rate) in ways.items():
+            train(f"{scheme} {way}", prepared, text, options.steps, rate, seed=2, teacher=model)
+            converted = fewbit.convert(prepared)
+            trained = found[f"{scheme} {way}"] = perplexity(converted, test)
+            recovered = (after - trained) / (after - found["float"])
+            print(f"{scheme} {way}: {trained:.3f}, {recovered:.0%} of the loss recovered", flush=True)
+            if options.out is not None:
+                fewbit.save(converted, options.out / f"{scheme}-{way}")
     if options.out is not None:
         (options.out / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
