@@ -132,8 +132,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=steps_by_width, default={4: 780, 3: 1170, 2: 2340}, help="width:steps,…")
     parser.add_argument("--control", type=int, default=0, help="also train the float network on for so many steps")
     parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate of quantized training")
-    # The statistics of a converged network are good as they are, and frozen they make a step a quarter cheaper.
-    parser.add_argument("--norms-move", type=float, default=0.0, help="share of the steps in which batch norm moves")
+    # Few bits shift the statistics at first; without batch norm's own scaling a high learning rate diverges.
+    parser.add_argument("--norms-move", type=float, default=0.6, help="share of the steps in which batch norm moves")
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 4, 3, 2])
     return parser.parse_args()
 

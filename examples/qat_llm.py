@@ -3,8 +3,8 @@
     python examples/qat_llm.py --train TEXT --test TEXT --out runs/llm
 
 A Llama of bytes is trained from scratch on one text and measured on another. Then it is quantized after training, and
-by training on with fake-quantized weights, distilled from the float model, and once more by adapters on the frozen codes.
-Needs fewbit[llm]; some minutes on one core.
+by training on with fake-quantized weights, distilled from the float model, and once more by adapters on the frozen
+codes. Needs fewbit[llm]; some minutes on one core.
 """
 
 from __future__ import annotations

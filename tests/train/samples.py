@@ -32,7 +32,7 @@ class HalvedLinear(nn.Linear):
 
 
 class Net(nn.Module):
-    """A convolution with batch norm and two linear layers, the last two under gradient checkpointing if asked."""
+    """A convolution with batch norm and two linear layers, under gradient checkpointing if asked."""
 
     def __init__(self, checkpointed: bool = False) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Net(nn.Module):
         self.hidden, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
         self.checkpointed = checkpointed
 
-    def tail(self, x: Tensor) -> Tensor:
+    def body(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x))).mean((2, 3))
         return self.head(F.relu(self.hidden(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x))).mean((2, 3))
-        return checkpoint(self.tail, x, use_reentrant=False) if self.checkpointed else self.tail(x)
+        return checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
 
 
 def pictures(count: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fewbit.train.gradient import recomputing
 
 _SMALLEST_FACTOR = 1e-4  # a γ of 0 would hide the weight from training
 
@@ -37,6 +40,7 @@ class FoldedNorm(nn.Module):
         super().__init__()
         self.norm: Any = norm
         self.frozen = False
+        self._used: Tensor | None = None
 
     def forward(self, bias: Tensor | None, product: Product) -> Tensor:
         """The normalized output of a layer.
@@ -50,10 +54,21 @@ class FoldedNorm(nn.Module):
             return product(factor, shift)
         factor = factor.detach()
         factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
+        repeated = recomputing()
+        if repeated and self._used is not None:
+            factor = self._used  # the first forward has moved the running statistics since
+        self._used = factor
         result = product(factor, None)
         result = result * by_channel(factor.reciprocal(), result)
         result = result if bias is None else result + by_channel(bias, result)
-        normalized: Tensor = self.norm(result)
+        return self._normalized(result, repeated)
+
+    def _normalized(self, x: Tensor, repeated: bool) -> Tensor:
+        norm = self.norm
+        if repeated:  # by gradient checkpointing, which must not count a batch twice
+            statistics = norm.running_mean.clone(), norm.running_var.clone()
+            return F.batch_norm(x, *statistics, norm.weight, norm.bias, True, 0.0, norm.eps)
+        normalized: Tensor = norm(x)
         return normalized
 
     def _factor(self, bias: Tensor | None) -> tuple[Tensor, Tensor]:
