@@ -41,7 +41,8 @@ def train(model: nn.Module, steps: int = 60) -> list[float]:
 def test_training_starts_from_the_base_and_learns(recipe: str, inside: bool) -> None:
     quantized = base(recipe)
     model = add_lora(quantized, rank=4, inside=inside)
-    assert torch.allclose(model(X), quantized(X), atol=1e-5)
+    tie = 0.0 if "A16" in recipe else 2e-2  # a code of the second layer may round the other way
+    assert torch.allclose(model(X), quantized(X), atol=1e-5 + tie)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     assert names == ["0.down", "0.up", "2.down", "2.up"]
     losses = train(model)
@@ -57,7 +58,7 @@ def test_inside_the_quantizer_the_merge_is_exact(recipe: str) -> None:
     assert all(isinstance(merged[i], QuantLinear) for i in (0, 2))
     with torch.no_grad():
         assert torch.equal(model.eval()(X), merged(X))
-        assert torch.allclose(model.train()(X), merged(X), atol=1e-4)
+        assert torch.allclose(model.train()(X), merged(X), atol=1e-4 if "A16" in recipe else 2e-2)
     assert torch.equal(model.eval()(X), merged(X))
     assert torch.equal(merged[0].weight.packed.scale, quantized[0].weight.packed.scale)
     changed = merged[0].weight_qtensor().codes != quantized[0].weight_qtensor().codes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import fewbit
+from fewbit.errors import FewbitError
 from fewbit.train import freeze
 from fewbit.train.layers import trained_layers
 
@@ -35,6 +37,11 @@ def test_evaluation_and_repeated_forwards_do_not_count() -> None:
     with torch.no_grad():
         model.train()(X)
     assert model.fewbit_training_steps == 2
+
+
+def test_a_negative_count_is_refused() -> None:
+    with pytest.raises(FewbitError, match="0 or more"):
+        fewbit.prepare_qat(net(), "W4A16", freeze_ranges_after=-1)
 
 
 def test_by_hand_and_back() -> None:

@@ -88,6 +88,7 @@ class TrainedLayer(nn.Module):
         return forward_with(self, args, kwargs, weight, None if bias is None else bias.to(weight.dtype))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()  # a product that will be differentiated may be computed in another order
     def _deployed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         state = fingerprint([*self.parameters(), *self.buffers(), *self.weight_quantizer.parameters()])
         known = self.__dict__.get("_deployed_as")

@@ -114,6 +114,7 @@ class LoraLinear(nn.Module):
         return DynamicFake(quantizer.spec)(x) if isinstance(quantizer, DynamicQuantizer) else x
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def _deployed(self, x: Tensor) -> Tensor:
         state = fingerprint([self.down, self.up])
         known = self.__dict__.get("_deployed_as")

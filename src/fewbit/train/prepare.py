@@ -26,6 +26,7 @@ from fewbit.nn.working_copy import fold_checked, working_copy
 from fewbit.numbers.scale_type import fitting_spec
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
 from fewbit.train import estimators
+from fewbit.train.bypass import check_bypassed
 from fewbit.train.dynamic import DynamicFake
 from fewbit.train.fast_path import block_fused_layers
 from fewbit.train.layers import TrainedLayer, trained_class, trained_layers
@@ -66,7 +67,8 @@ def prepare_qat(
         The model in training mode.
 
     Raises:
-        FewbitError: As :func:`fewbit.quantize`; no such estimator; the model is in training already.
+        FewbitError: As :func:`fewbit.quantize`; no such estimator; the model is in training already; a weight is
+            multiplied outside its layer (found where there is data).
     """
     if not isinstance(model, nn.Module):
         raise FewbitError(f"prepare_qat takes an nn.Module, not {type(model).__name__}; load the model first")
@@ -84,6 +86,8 @@ def prepare_qat(
         if progress is not None:
             progress("prepare", step, len(begin.chosen))
     block_fused_layers(work)
+    if begin.first is not None:
+        check_bypassed(work, begin.first)
     attach_schedule(work, freeze_ranges_after, freeze_norms_after)
     about = QuantizationInfo(recipe.to_dict(), f"qat-{estimator}", begin.notes, begin.folded.pairs, begin.skipped)
     attach_info(work, about)
@@ -92,8 +96,9 @@ def prepare_qat(
 
 @dataclass(frozen=True)
 class _Start:
-    """The folded float copy, the plans of the layers that train, and where the ranges of their inputs start."""
+    """The first batch, the folded float copy, the plans of the layers that train, where their inputs' ranges start."""
 
+    first: Any
     folded: FoldResult
     chosen: list[LayerPlan]
     inputs: dict[str, Grid]
@@ -119,7 +124,7 @@ def _post_training(model: nn.Module, recipe: Recipe, data: Iterable[Any] | None,
             if isinstance(solved, StaticQuantizer):
                 inputs[plan.name] = (solved.scale, solved.zero_point)
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
-    return _Start(folded, chosen, inputs, [*notes, *folded.notes], skipped)
+    return _Start(first, folded, chosen, inputs, [*notes, *folded.notes], skipped)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fewbit.errors import FewbitError
 from fewbit.train.gradient import recomputing
 from fewbit.train.norm import FoldedNorm
 from fewbit.train.quantizer import FakeQuantizer
@@ -37,6 +38,8 @@ def attach_schedule(model: nn.Module, ranges: int | None, norms: int | None) -> 
     """
     if ranges is None and norms is None:
         return
+    if min(limit for limit in (ranges, norms) if limit is not None) < 0:
+        raise FewbitError("ranges and norms freeze after a number of steps, 0 or more")
     model.register_buffer(_STEPS, torch.zeros((), dtype=torch.int64))
     model.__dict__[_LIMITS] = (ranges, norms)
     model.register_forward_pre_hook(_count)
