@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from integer_cases import KINDS, Residual, pictures, quantized, seeded
 from torch import Tensor, nn
 
 import fewbit
 from fewbit import engines
 from fewbit.errors import FewbitError
 from fewbit.integer.agreement import agreement
-from integer.samples import KINDS, Residual, pictures, quantized, seeded
 
 INSTALLED = [name for name in engines.names() if engines.get(name).installed()]
 

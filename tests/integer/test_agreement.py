@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from integer_cases import KINDS, network, pictures
+
 from fewbit.integer.agreement import agreement
 from fewbit.integer.fixed import FixedPoint
-from integer.samples import KINDS, network, pictures
 
 
 def test_integer_arithmetic_agrees_with_itself_and_a_wrong_code_is_found() -> None:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import KINDS, Mixed, Residual, network, pictures, quantized, seeded
 from torch import nn
 
 import fewbit
 from fewbit.errors import FewbitError
 from fewbit.integer import integer_network
 from fewbit.nn import info
-from integer.samples import KINDS, Mixed, Residual, network, pictures, quantized, seeded
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from integer_cases import KINDS, Residual, pictures, quantized, seeded
 from torch import Tensor, nn
 
 import fewbit
@@ -10,7 +11,6 @@ from fewbit.errors import FewbitError
 from fewbit.integer.capture import capture
 from fewbit.integer.ir import LAYERS
 from fewbit.nn import quantized_layers
-from integer.samples import KINDS, Residual, pictures, quantized, seeded
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import KINDS, network, pictures, quantized
 from torch import nn
 
 from fewbit.errors import FewbitError
 from fewbit.integer.agreement import agreement
 from fewbit.integer.fast import Fast
 from fewbit.integer.simulate import simulate
-from integer.samples import KINDS, network, pictures, quantized
 
 
 @pytest.mark.parametrize("recipe", ["W8A8", "W4A8"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import KINDS, Residual, pictures, seeded
 from torch import Tensor, nn
 
 import fewbit
@@ -11,7 +12,6 @@ from fewbit.integer.finish import is_network
 from fewbit.integer.simulate import simulate
 from fewbit.nn import info
 from fewbit.recipe import LayerPlan, Scheme
-from integer.samples import KINDS, Residual, pictures, seeded
 
 
 def smooth(count: int, seed: int) -> Tensor:

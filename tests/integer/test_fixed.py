@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import KINDS, network, pictures
 from torch import nn
 
 from fewbit.errors import FewbitError
@@ -10,7 +11,6 @@ from fewbit.integer.ir import LAYERS
 from fewbit.integer.lower import layer_numbers
 from fewbit.integer.simulate import simulate
 from fewbit.kernels import reference
-from integer.samples import KINDS, network, pictures
 
 
 @pytest.mark.parametrize("kind", KINDS)

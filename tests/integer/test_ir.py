@@ -3,10 +3,10 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from integer_cases import Residual, network
 
 from fewbit.integer.ir import Affine, Node, Ref
 from fewbit.numbers import affine as numbers
-from integer.samples import Residual, network
 
 AFFINES = st.builds(
     lambda scale, zero: Affine(scale, zero, 0, 255), st.floats(2.0**-10, 8.0, width=32), st.integers(0, 255)

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import Mixed, Residual, network
 
 from fewbit.errors import FewbitError
 from fewbit.integer.ir import Affine, Network, Node, Weight
 from fewbit.integer.lower import average_count, code_bounds, fit_biases, layer_numbers, table
-from integer.samples import Mixed, Residual, network
 
 
 def linear(codes: list[list[int]], scale: list[float], bias: list[float]) -> Network:

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from integer_cases import Mixed, network, pictures, seeded
 from torch import Tensor, nn
 
 import fewbit
 from fewbit.integer import integer_network
 from fewbit.integer.ir import Affine
 from fewbit.integer.place import affine_of, covering
-from integer.samples import Mixed, network, pictures, seeded
 
 AFFINES = st.builds(
     lambda scale, zero: Affine(scale, zero, 0, 255), st.floats(2.0**-10, 8.0, width=32), st.integers(0, 255)

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
+from integer_cases import KINDS, Mixed, Residual, network, pictures
 from torch import nn
 
 from fewbit.errors import FewbitError
 from fewbit.integer.qdq import export, qdq_module
 from fewbit.integer.simulate import simulate
-from integer.samples import KINDS, Mixed, Residual, network, pictures
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from integer_cases import KINDS, pictures, quantized, seeded
 from torch import Tensor, nn
 
 from fewbit.integer.capture import Capture, capture
 from fewbit.integer.ir import Node
 from fewbit.integer.simplify import simplify
 from fewbit.integer.simulate import simulate
-from integer.samples import KINDS, pictures, quantized, seeded
 
 
 class Layers(nn.Module):

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import KINDS, network, pictures, quantized
 from torch import nn
 
 from fewbit.integer.simulate import float_conv, simulate
 from fewbit.kernels.products import Geometry
-from integer.samples import KINDS, network, pictures, quantized
 
 
 @pytest.mark.parametrize("kind", KINDS)
