@@ -108,13 +108,18 @@ class Judge:
         model: The float model.
         count: How many windows.
         every: Judge each ``every``-th position only (for studies; a verdict is published with 1).
+        hidden: The float model's last hidden states, where they are known.
     """
 
-    def __init__(self, model: Any, count: int = JUDGED_WINDOWS, every: int = 1) -> None:
+    float_perplexity: float
+
+    def __init__(
+        self, model: Any, count: int = JUDGED_WINDOWS, every: int = 1, hidden: list[Tensor] | None = None
+    ) -> None:
         self.windows = windows("wikitext2-test.txt", count)
         self.every = every
         self.head = model.lm_head.weight.detach()
-        self.hidden = [self._last_hidden(model, window) for window in self.windows]
+        self.hidden = hidden or [self._last_hidden(model, window) for window in self.windows]
 
     @torch.no_grad()
     def _last_hidden(self, model: Any, window: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ class Options:
 
     data_free: bool = True
     clipped: bool = True
-    dampings: tuple[float, ...] = (0.01, 0.05)
-    refits: int = 2
+    dampings: tuple[float, ...] = (0.01,)
+    refits: int = 1
 
 
 def quantize_weight(

@@ -9,7 +9,6 @@ agree that the result is better, nothing changes.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from fewbit.algorithms._reconstruction import Learned, Part, Schedule, learn, relative_error
 from fewbit.calibrate.collect import Progress
 from fewbit.nn.check import first_tensor
+from fewbit.nn.fast_float import fast_float
 from fewbit.nn.swap import quantized_layers, quantized_weight
 from fewbit.numbers.qtensor import QTensor
 
@@ -114,13 +114,6 @@ class _Compared:
             output = first_tensor(torch.func.functional_call(self.model, dict(values), (), self.windows[window]))
         assert output is not None  # the pipeline checked the model's output
         return output
-
-
-def fast_float(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Products in bfloat16 where the processor has them, as float products cost several times as much there."""
-    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    enabled = device.type != "cpu" or bool(has())
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
