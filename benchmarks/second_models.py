@@ -1,0 +1,123 @@
+"""Do the algorithms keep their order on other models? MiniLM-L6 (word similarities) and Whisper tiny.en (word errors).
+
+    python benchmarks/second_models.py [minilm] [whisper]
+
+Linears of the blocks only, weights in int4 and int3 with groups of 64, activations float. MiniLM is calibrated on the
+even texts of the Lee corpus, Whisper on four recordings of numbers and commands that are not among those judged. The
+word error rate is coarse (92 words), so the divergence of its predictions from the float model's is told as well: each
+model is given the float model's own transcript and predicts the next token.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import _whisper
+import numpy as np
+import torch
+from _results import markdown_table, write
+from torch import Tensor, nn
+
+import fewbit
+from fewbit.demo import minilm
+from fewbit.evaluate.error import sqnr
+from fewbit.models import layout
+from fewbit.recipe import Recipe, Rule
+
+SCHEMES = ("W4A16-g64", "W4A16-g64-asym", "W3A16-g64", "W3A16-g64-asym")
+ALGORITHMS = ("rtn", "hqq", "awq", "gptq", "best")
+
+
+def blocks_only(model: nn.Module, scheme: str) -> Recipe:
+    names = sorted({name for b in layout(model).blocks for group in b.groups for name in group.linears})
+    rules = [Rule(match=name, scheme=scheme) for name in names]
+    return Recipe(scheme, rules=(*rules, Rule(match="*", skip=True)))
+
+
+class Words:
+    """MiniLM, judged by Spearman correlations with people and the SQNR of embeddings of texts it did not see."""
+
+    columns = ("WordSim-353", "SimLex-999", "SQNR, dB")
+
+    def __init__(self) -> None:
+        self.encoder, texts = minilm.Encoder(), minilm.news_texts()
+        self.model, self.judged = minilm.minilm(), texts[1::2]
+        self.batches = [self.encoder.batch([text]) for text in texts[::2]]
+        self.exact = self.encoder.embed(self.model, self.judged)
+
+    def judge(self, model: nn.Module) -> tuple[float, ...]:
+        """The columns."""
+
+        def embed(texts: Any) -> Tensor:
+            return self.encoder.embed(model, texts)
+
+        found = [minilm.rank_correlation(embed, pairs()) for pairs in (minilm.wordsim353, minilm.simlex999)]
+        return (*found, min(sqnr(self.exact, embed(self.judged)), 200.0))
+
+
+class Speech:
+    """Whisper, judged by word errors and by the divergence of its predictions."""
+
+    columns = ("word errors of 92", "KL, nats")
+
+    def __init__(self) -> None:
+        self.model, self.spoken = _whisper.model(), _whisper.sentences()
+        self.heard = _whisper.features(self.spoken)
+        self.batches = [self._batch(sound) for sound in _whisper.other_sounds()]
+        self.teacher = [self._transcript(self.heard[i : i + 1]) for i in range(len(self.heard))]
+        self.exact = [self._predictions(self.model, i) for i in range(len(self.heard))]
+
+    def judge(self, model: nn.Module) -> tuple[float, ...]:
+        """The columns."""
+        texts = _whisper.transcribe(model, self.heard)
+        errors = sum(_whisper.word_errors(each.said, text)[0] for each, text in zip(self.spoken, texts))
+        kl = tokens = 0.0
+        for i, exact in enumerate(self.exact):
+            ours = self._predictions(model, i)
+            kl += float((exact.exp() * (exact - ours)).sum())
+            tokens += len(ours)
+        return float(errors), kl / tokens
+
+    def _batch(self, sound: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+        heard = _whisper.features([_whisper.Spoken("", sound, "")])
+        return {"input_features": heard, "decoder_input_ids": self._transcript(heard)}
+
+    def _transcript(self, heard: Tensor) -> Tensor:
+        tokens: Tensor = _whisper.written(self.model, heard)
+        return tokens
+
+    @torch.no_grad()
+    def _predictions(self, model: Any, i: int) -> Tensor:
+        logits = model(input_features=self.heard[i : i + 1], decoder_input_ids=self.teacher[i]).logits[0, 1:]
+        return torch.log_softmax(logits.double(), -1)
+
+
+def study(name: str, subject: Any) -> tuple[str, list[dict[str, Any]]]:
+    """All schemes and algorithms on one model."""
+    rows = [{"scheme": "float", "algorithm": "", "values": subject.judge(subject.model), "seconds": 0.0}]
+    for scheme in SCHEMES:
+        for algorithm in ALGORITHMS:
+            start = time.perf_counter()
+            recipe = blocks_only(subject.model, scheme)
+            q = fewbit.quantize(subject.model, recipe, subject.batches, algorithm=algorithm)
+            seconds = time.perf_counter() - start
+            rows.append(
+                {"scheme": scheme, "algorithm": algorithm, "values": subject.judge(q), "seconds": round(seconds, 1)}
+            )
+            print(name, rows[-1], flush=True)
+    cells = [[r["scheme"], r["algorithm"], *(f"{v:.4g}" for v in r["values"]), f"{r['seconds']:.0f}"] for r in rows]
+    return markdown_table([name, "algorithm", *subject.columns, "seconds"], cells, left=2), rows
+
+
+def main(*wanted: str) -> None:
+    torch.manual_seed(0)
+    subjects = {"minilm": Words, "whisper": Speech}
+    for name in wanted or tuple(subjects):
+        table, rows = study(name, subjects[name]())
+        write(f"second_model_{name}", table, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
