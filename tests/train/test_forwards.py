@@ -58,7 +58,7 @@ def test_a_forward_of_ones_own_meets_the_other_weight(layer: nn.Module, x: torch
     with torch.no_grad():
         wanted.weight.mul_(2)
     quantize = None if isinstance(layer, nn.Embedding) else (lambda v: v * 3)
-    with WithWeight(layer.weight, layer.weight * 2, quantize, kinds.kernel_shape(layer), None, False):
+    with WithWeight(layer.weight, layer.weight * 2, quantize, kinds.kernel_shape(layer)):
         found = type(layer).forward(layer, x)
     assert torch.allclose(found, wanted(x if quantize is None else x * 3), atol=1e-5)
 

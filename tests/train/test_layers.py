@@ -12,7 +12,7 @@ from torch import nn
 import fewbit
 from fewbit.train.layers import TrainedLayer, deployed_layer, float_layer, trained_class, trained_layers
 
-from .samples import OneSidedConv2d, fit, net, pictures
+from .samples import HalvedLinear, OneSidedConv2d, fit, net, pictures
 
 X, _ = pictures(32, seed=9)
 
@@ -67,6 +67,22 @@ def test_evaluation_mode_gives_gradients_of_the_frozen_model() -> None:
     prepared.train()(X).square().sum().backward()
     for name, parameter in prepared.named_parameters():
         assert torch.allclose(found[name], parameter.grad, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_bias_that_a_forward_of_ones_own_adds_is_folded_too(frozen: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(HalvedLinear(6, 4), nn.BatchNorm1d(4))
+    nn.init.normal_(model[0].bias, 3.0)
+    x = torch.randn(64, 6)
+    for _ in range(40):
+        model(x)
+    prepared = fewbit.prepare_qat(model.eval(), "W8A8", [x], freeze_norms_after=0 if frozen else None)
+    assert prepared[0].folded_norm is not None
+    wanted = model(x) if frozen else model.train()(x)
+    assert torch.allclose(prepared(x), wanted, atol=0.05)
+    assert torch.equal(prepared.eval()(x), fewbit.convert(prepared)(x))
+    assert prepared[0].bias.abs().max() > 2
 
 
 def test_the_float_layer_has_the_norm_folded_and_shares_nothing() -> None:

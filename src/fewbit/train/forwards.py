@@ -50,22 +50,11 @@ class WithWeight(TorchFunctionMode):
         weight: Replaces it.
         quantize: For the input, or None.
         kernel: The weight's spatial shape.
-        bias: The layer's own bias, left out of the product where ``drop_bias``.
-        drop_bias: For a bias that is part of a folded batch norm.
     """
 
-    def __init__(
-        self,
-        own: Tensor,
-        weight: Tensor,
-        quantize: Quantize | None,
-        kernel: Sequence[int],
-        bias: Tensor | None,
-        drop_bias: bool,
-    ) -> None:
+    def __init__(self, own: Tensor, weight: Tensor, quantize: Quantize | None, kernel: Sequence[int]) -> None:
         super().__init__()
         self.own, self.replacement, self.quantize, self.kernel = own, weight, quantize, tuple(kernel)
-        self.dropped = bias if drop_bias else None
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         named = dict(kwargs or {})
@@ -75,8 +64,6 @@ class WithWeight(TorchFunctionMode):
         changed = {id(self.own): self.replacement}
         if self.quantize is not None and call.kind != "embedding":
             changed[id(call.x)] = self.quantize(call.x)
-        if self.dropped is not None:
-            changed[id(self.dropped)] = None  # type: ignore[assignment]
 
         def swap(value: Any) -> Any:
             return changed.get(id(value), value) if isinstance(value, Tensor) else value

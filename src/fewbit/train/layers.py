@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -79,7 +81,7 @@ class TrainedLayer(nn.Module):
         quantize = self.input_quantizer
         if self._own_forward:
             kernel = kinds.kernel_shape(self)
-            with WithWeight(self.weight, weight, quantize, kernel, self._parameters.get("bias"), factor is not None):
+            with WithWeight(self.weight, weight, quantize, kernel), _zero_bias(self, factor is not None):
                 result = cast(Tensor, self._float_class.forward(self, *args, **kwargs))
             return result if bias is None else result + by_channel(bias, result)
         if quantize is not None and self.plan.kind != "Embedding":
@@ -104,6 +106,20 @@ class TrainedLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_deployed_as"}
+
+
+@contextmanager
+def _zero_bias(layer: nn.Module, wanted: bool) -> Iterator[None]:
+    """While the context lasts the layer's bias is 0: one that is part of a folded norm comes later."""
+    bias = layer._parameters.get("bias")
+    if bias is None or not wanted:
+        yield
+        return
+    layer._parameters["bias"] = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
+    try:
+        yield
+    finally:
+        layer._parameters["bias"] = bias
 
 
 def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], quantize: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
