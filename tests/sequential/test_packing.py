@@ -8,7 +8,7 @@ from torch import nn
 
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.swap import quantized_weight
-from fewbit.recipe import LayerPlan, Scheme, as_recipe
+from fewbit.recipe import LayerPlan, Recipe, Scheme, as_recipe
 from fewbit.sequential import packing
 from fewbit.sequential.packing import pack, swap_tied
 from fewbit.sequential.solve import Settings, quantized_weight_of
@@ -19,10 +19,13 @@ def plan(scheme: str, name: str = "layer", kind: str = "Linear") -> LayerPlan:
 
 
 @pytest.mark.parametrize("scheme", ["W4A16-g16", "W3A16-g16-asym", "W8A16", "W4A16-tensor", "W2A16-g20"])
+@pytest.mark.parametrize("calibrator", ["minmax", "mse"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch, scheme: str, dtype: torch.dtype) -> None:
+def test_pieces_make_the_whole(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, dtype: torch.dtype, calibrator: str
+) -> None:
     matrix = torch.randn(37, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
-    settings, chosen = Settings(as_recipe(scheme)), plan(scheme)
+    settings, chosen = Settings(Recipe(scheme, weight_calibrator=calibrator)), plan(scheme)
     whole = PackedMatrix.pack(quantized_weight_of(matrix.float(), chosen, settings, None)[0])
     monkeypatch.setattr(packing, "_PIECE", 8 * 40)
     pieces = pack(matrix, chosen, settings)
@@ -32,6 +35,16 @@ def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch, scheme: str, dty
     if pieces.zero_point is not None and whole.zero_point is not None:
         assert torch.equal(pieces.zero_point, whole.zero_point)
     assert (pieces.spec, pieces.shape) == (whole.spec, whole.shape)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e6])
+def test_scales_beyond_16_bits_are_stored_wider_in_one_pass_too(factor: float) -> None:
+    matrix = torch.randn(8, 32, generator=torch.Generator().manual_seed(0)) * factor
+    chosen = plan("W4A16-g16")
+    one = pack(matrix, chosen, Settings(Recipe("W4A16-g16", weight_calibrator="minmax")))
+    whole = quantized_weight_of(matrix, chosen, Settings(Recipe("W4A16-g16", weight_calibrator="minmax")), None)[0]
+    assert (one.spec, one.scale.dtype) == (whole.spec, whole.spec.scale_dtype)
+    assert torch.equal(one.unpack().dequantize(), whole.dequantize())
 
 
 class Tied(nn.Module):

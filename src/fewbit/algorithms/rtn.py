@@ -20,7 +20,7 @@ from fewbit.numbers.spec import QSpec
 NEEDS: tuple[str, ...] = ()
 
 # From this width on the error of rounding is so small that clipping gains nothing.
-_MINMAX_FROM_BITS = 8
+MINMAX_FROM_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def quantize_weight(
         FewbitError: NaN, infinity or no values; a scale that float32 cannot hold.
     """
     options = options or Options()
-    calibrator = options.calibrator or ("minmax" if spec.bits >= _MINMAX_FROM_BITS else "mse")
+    calibrator = options.calibrator or ("minmax" if spec.bits >= MINMAX_FROM_BITS else "mse")
     by_row = isinstance(spec.granularity, PerGroup) or spec.granularity == PerChannel(0)
     compiled = by_row and spec.format.is_integer and weight.dtype != torch.float64
     if compiled and calibrator == "minmax" and spec.bits <= 8 and weight.numel() and weight.is_floating_point():

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fewbit.algorithms import rtn
+from fewbit.errors import FewbitError
+from fewbit.kernels import dispatch
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn import kinds
 from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer
@@ -25,6 +28,7 @@ from fewbit.sequential.solve import Settings, quantized_weight_of
 
 # Values that are quantized at a time: small enough for the caches, large enough for all threads.
 _PIECE = 4 * 2**20
+_ONE_PASS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def swap_tied(model: nn.Module, plans: Sequence[LayerPlan], settings: Settings) -> None:
@@ -42,6 +46,9 @@ def pack(matrix: Tensor, plan: LayerPlan, settings: Settings) -> PackedMatrix:
         FewbitError: NaN, infinity, or a scale that cannot be stored.
     """
     assert plan.scheme is not None
+    fused = _in_one_pass(matrix, plan.scheme.weights, settings)
+    if fused is not None:
+        return fused
     spec = fitting_spec(matrix, plan.scheme.weights)
     rows, columns = matrix.shape
     step = max(8, _PIECE // max(columns, 1) // 8 * 8)  # so that each piece fills whole bytes
@@ -59,6 +66,26 @@ def pack(matrix: Tensor, plan: LayerPlan, settings: Settings) -> PackedMatrix:
         spec,
         (rows, columns),
     )
+
+
+def _in_one_pass(matrix: Tensor, spec: QSpec, settings: Settings) -> PackedMatrix | None:
+    """Min-max ranges, codes and packing in one pass over values in their own type; None where that does not apply."""
+    calibrator = settings.recipe.weight_calibrator or ("minmax" if spec.bits >= rtn.MINMAX_FROM_BITS else "mse")
+    plain = spec.format.is_integer and spec.bits <= 8 and _by_row(spec) and matrix.numel() > 0
+    if settings.algorithm != "rtn" or calibrator != "minmax" or not plain or matrix.dtype not in _ONE_PASS:
+        return None
+    grain, shape = spec.granularity, (matrix.shape[0], matrix.shape[1])
+    try:
+        codes, scale, zero_point = dispatch.minmax_quantize_rows(grain.to_blocks(matrix).contiguous(), spec, spec.bits)
+    except FewbitError:
+        return None  # the long way says what is wrong, or takes wider scales
+    if spec.scale_type != "f32":
+        limits, largest = torch.finfo(spec.scale_dtype), float(scale.max())
+        if not limits.smallest_normal <= largest <= limits.max / 4:  # fitting_spec might decide otherwise
+            return None
+    if zero_point is not None:
+        zero_point = dispatch.pack(zero_point.to(spec.format.code_dtype), spec.bits)
+    return PackedMatrix(codes, scale.reshape(grain.scale_shape(shape)).to(spec.scale_dtype), zero_point, spec, shape)
 
 
 def _by_row(spec: QSpec) -> bool:
