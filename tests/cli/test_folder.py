@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 import fewbit
 from fewbit.cli import app
+from fewbit.cli.folder import calibration_windows
+from fewbit.cli.options import DataOptions
 from fewbit.nn import quantized_layers
 
 
@@ -53,9 +55,11 @@ def test_windows_of_text_are_stated(source: Path, tmp_path: Path, data: str) -> 
 
 def test_a_length_of_512_and_64_windows_are_the_default(source: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("abcdefgh " * 5000)
-    code, told = quantize(source, "-r", "W8A8", "-o", tmp_path / "out", "--data", tmp_path / "long.txt")
-    assert code == 0, told
-    assert told["data"] == "64 windows of 512 tokens of long.txt"
+    options = DataOptions(tmp_path / "long.txt", None, 16, None, None, None, None)
+    windows, told = calibration_windows(source, options)
+    assert told == "64 windows of 512 tokens of long.txt"
+    assert windows is not None
+    assert {tuple(window["input_ids"].shape) for window in windows} == {(1, 512)}
 
 
 def test_a_picture_is_what_a_person_sees(source: Path, tmp_path: Path) -> None:

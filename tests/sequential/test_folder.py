@@ -201,7 +201,9 @@ def test_a_finished_part_is_not_computed_again(tmp_path: Path, monkeypatch: pyte
             quantize_folder(run)
     loads: list[str] = []
     fill = Streamed.load
-    monkeypatch.setattr(Streamed, "load", lambda self, name: (loads.append(name), fill(self, name))[1])
+    monkeypatch.setattr(
+        Streamed, "load", lambda self, name, compute: (loads.append(name), fill(self, name, compute))[1]
+    )
     quantize_folder(run)
     assert loads == ["model.layers.0", "model.layers.1"]  # the first only to see how blocks are called
     assert content(tmp_path / "out") == content(tmp_path / "whole")

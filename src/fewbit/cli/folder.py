@@ -62,7 +62,7 @@ def run_folder(session: Session, job: Job, options: DataOptions) -> None:
     from fewbit.sequential.solve import Settings, with_calibrator
 
     recipe = with_calibrator(as_recipe(job.recipe), job.calibrator)
-    windows, told = _windows(Path(job.source), options)
+    windows, told = calibration_windows(Path(job.source), options)
     algorithm = resolve(job.algorithm, recipe, bool(layout(skeleton(Path(job.source))).blocks), windows is not None)
     folder = FolderJob(
         Path(job.source),
@@ -85,8 +85,12 @@ def run_folder(session: Session, job: Job, options: DataOptions) -> None:
     session.result(document, *shown(document))
 
 
-def _windows(folder: Path, options: DataOptions) -> tuple[list[Window] | None, str | None]:
-    """The calibration windows, and what they are."""
+def calibration_windows(folder: Path, options: DataOptions) -> tuple[list[Window] | None, str | None]:
+    """The calibration windows, and what they are.
+
+    Raises:
+        FewbitError: The data or the tokenizer cannot be read.
+    """
     if options.path is None:
         return None, None
     from fewbit.sequential.skeleton import skeleton

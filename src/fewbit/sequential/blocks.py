@@ -16,6 +16,7 @@ from fewbit.nn.fast_float import fast_float
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture
 from fewbit.sequential.calibration import calibrate_and_solve, set_ranges
+from fewbit.sequential.forward import over_windows, stand_ins
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
 from fewbit.sequential.work import Passed, Work
@@ -58,6 +59,7 @@ def run_tail(work: Work, behind: Sequence[LayerPlan], swapped: Sequence[LayerPla
             if hook is not None:
                 hook.remove()
 
+    work.threads = 1  # the model's blocks are replaced for each window
     if static:
         set_ranges(work, static, forward)
     return calibrate_and_solve(work, [(plan,) for plan in behind], lambda w: forward(w, only)) if behind else []
@@ -90,11 +92,16 @@ def _enter(
     interned, form = capture.Interned(), None
     calls: dict[int, list[capture.BlockCall]] = {}
     resumed = work.store.finished(names[0])
-    work.store.load(names[0])
-    for window in work.mine:
-        before = work.behind(window)
-        seen = capture.capture(work.store.model, work.windows[window], names, before, interned, form)
-        form, calls[window] = seen.form, seen.calls
+    work.store.load(names[0], "float32")
+
+    def run(window: int) -> capture.Captured:
+        nonlocal form
+        seen = capture.capture(work.store.model, work.windows[window], names, work.behind(window), interned, form)
+        form = seen.form
+        return seen
+
+    for window, seen in over_windows(work.mine, run, "float32", 1):
+        calls[window] = seen.calls
         if not resumed and seen.hidden is not None:
             states.put(window, seen.hidden)
     if resumed:
@@ -105,7 +112,7 @@ def _enter(
 def _run_block(
     work: Work, block: Block, calls: dict[int, capture.BlockCall], states: HiddenStates, behind: HiddenStates
 ) -> None:
-    work.store.load(block.name)
+    work.store.load(block.name, work.compute)
     module = work.store.model.get_submodule(block.name)
     plans = work.planned(block.name)
 
@@ -122,9 +129,10 @@ def _run_block(
         notes = calibrate_and_solve(work, groups, forward)
     else:
         work.step(len(calls))
-    for window in calls:
-        behind.put(window, _checked(forward(window), block.name))
-        work.step()
+    with capture.replaced(work.store.model, stand_ins(work.store.model, work.compute, block.name)):
+        for window, output in over_windows(work.mine, forward, work.compute, work.threads):
+            behind.put(window, _checked(output.float(), block.name))
+            work.step()
     work.ranks.barrier()
     work.notes += notes
     work.store.release(block.name, notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.nn.swap import quantized_weight
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import tree
+from fewbit.sequential.forward import Seen, over_windows
 from fewbit.sequential.solve import solve_group
 from fewbit.sequential.sums import InputSums, Wanted
 from fewbit.sequential.work import Work
@@ -99,19 +101,31 @@ def _collect(
     leaders = {group[0].name: number for number, group in groups.items()}
     for leaf_number, leaf in work.leaves:
         sums = {number: _new_sums(work, group, ranges_only) for number, group in groups.items()}
-        for window in leaf:
-            with observed(work.store.model, list(leaders), _receiver(sums, leaders, window)):
-                forward(window)
-            work.step()
+        _sum_leaf(work, leaf, sums, leaders, forward)
         for number in groups:
             folds[number].push(tree.Node(0, leaf_number, sums.pop(number)))
         _park(work, folds)
     return folds
 
 
-def _receiver(sums: dict[int, InputSums], leaders: dict[str, int], window: int) -> Callable[[str, Call], None]:
-    held_back = window % _HELD_BACK_EVERY == _HELD_BACK_EVERY - 1
-    return lambda name, call: sums[leaders[name]].update(call, held_back)
+def _sum_leaf(
+    work: Work, leaf: range, sums: dict[int, InputSums], leaders: dict[str, int], forward: Callable[[int], object]
+) -> None:
+    seen = Seen()
+
+    def receive(name: str, call: Call) -> None:
+        seen.calls.append((name, replace(call, x=call.x.detach().clone())))  # the model may go on working in place
+
+    def run(window: int) -> list[tuple[str, Call]]:
+        forward(window)
+        return seen.take()
+
+    with observed(work.store.model, list(leaders), receive):
+        for window, calls in over_windows(leaf, run, work.compute, work.threads):
+            held_back = window % _HELD_BACK_EVERY == _HELD_BACK_EVERY - 1
+            for name, call in calls:
+                sums[leaders[name]].update(call, held_back)
+            work.step()
 
 
 def _new_sums(work: Work, group: Group, ranges_only: bool) -> InputSums:

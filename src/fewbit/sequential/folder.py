@@ -189,6 +189,7 @@ class Run:
             "recipe": job.settings.recipe.to_dict(),
             "algorithm": job.settings.algorithm,
             "bias correction": job.settings.bias_correction,
+            "forward passes": job.settings.forward if job.windows is not None else None,
             "dtype": job.dtype,
             "data": None if job.windows is None else _digest(job.windows),
             "source": {"folder": str(job.source.resolve()), **checkpoint.fingerprint(), **_small_files(job.source)},
@@ -251,7 +252,7 @@ def _calibrated(
     )
     run_stacks(work, where.stacks)
     if not store.finished(OUTSIDE):
-        store.fill(sorted(late))
+        store.fill(sorted(late), work.compute)
         store.release(OUTSIDE, run_tail(work, behind, [plan for tied in before for plan in tied]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ class InMemory:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, compute: str) -> None:
         """Nothing to do."""
 
     def unload(self, name: str) -> None:
@@ -118,4 +119,4 @@ def outside(
 
 def data_free(settings: Settings) -> Settings:
     """The settings for layers that are rounded without data."""
-    return Settings(settings.recipe, "rtn", False) if settings.needs_data else settings
+    return replace(settings, algorithm="rtn", bias_correction=False) if settings.needs_data else settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,7 @@ from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec
 from fewbit.recipe import LayerPlan, Recipe
+from fewbit.sequential.forward import forward_type
 from fewbit.sequential.ranks import Ranks
 from fewbit.sequential.sums import InputSums
 
@@ -37,11 +38,13 @@ class Settings:
         recipe: Decides the plans, and holds the calibrators.
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`.
         bias_correction: Correct the biases that layers have.
+        forward: The type of forward passes over calibration data, see :mod:`fewbit.sequential.forward`.
     """
 
     recipe: Recipe
     algorithm: str = "rtn"
     bias_correction: bool = True
+    forward: str = field(default_factory=lambda: forward_type(None))
 
     @property
     def rounding(self) -> ModuleType:
@@ -73,7 +76,7 @@ def with_calibrator(recipe: Recipe, calibrator: str | None) -> Recipe:
 
 def options_of(module: ModuleType, recipe: Recipe) -> Any:
     """The algorithm's ``Options`` under a recipe."""
-    names = {field.name for field in fields(module.Options)}
+    names = {each.name for each in fields(module.Options)}
     return module.Options(calibrator=recipe.weight_calibrator) if "calibrator" in names else module.Options()
 
 

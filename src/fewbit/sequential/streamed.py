@@ -74,14 +74,15 @@ class Streamed:
         own = [name for name in self.origins if self.part_of(name) == part]
         return [name for name in own if self.canonical.get(name, name) == name or self.canonical[name] not in own]
 
-    def load(self, name: str) -> None:
-        """Give a block its float weights, in float32."""
-        self.fill(self.names(name))
+    def load(self, name: str, compute: str) -> None:
+        """Give a block its float weights, for passes that compute in that type."""
+        self.fill(self.names(name), compute)
 
-    def fill(self, names: Iterable[str]) -> None:
-        """Read some parameters, in float32."""
+    def fill(self, names: Iterable[str], compute: str = "float32") -> None:
+        """Read some parameters, in float32; matrices in bfloat16 stay so where passes compute in it."""
         for name, tensor in self.read(names):
-            self.put(name, tensor.to(torch.float32) if tensor.is_floating_point() else tensor)
+            exact = compute == "bfloat16" and tensor.dtype == torch.bfloat16 and tensor.dim() == 2
+            self.put(name, tensor.to(torch.float32) if tensor.is_floating_point() and not exact else tensor)
 
     def read(self, names: Iterable[str]) -> Iterable[tuple[str, Tensor]]:
         """Parameters and their values in the checkpoint's type, one after another.

@@ -23,8 +23,8 @@ class Store(Protocol):
 
     model: nn.Module
 
-    def load(self, name: str) -> None:
-        """Give a block its float weights."""
+    def load(self, name: str, compute: str) -> None:
+        """Give a block its float weights, for passes that compute in that type."""
 
     def unload(self, name: str) -> None:
         """Take them away again."""
@@ -59,6 +59,7 @@ class Work:
         memory: Bytes for hidden states and for sums that wait; None for no limit.
         folder: Where they go beyond it, and where hidden states outlive the process; needed with a limit.
         progress: Called with (stage, steps done, steps in all).
+        threads: Windows at a time; None for as many as torch has threads.
         passed: The stacks that ran.
         notes: Sentences for the user.
     """
@@ -72,10 +73,16 @@ class Work:
     memory: int | None = None
     folder: Path | None = None
     progress: Progress | None = None
+    threads: int | None = None
     passed: list[Passed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _steps: int = 0
     _total: int = 0
+
+    @property
+    def compute(self) -> str:
+        """The type of forward passes."""
+        return self.settings.forward
 
     def planned(self, block: str) -> list[LayerPlan]:
         """The layers of a block that are quantized."""

@@ -1,0 +1,120 @@
+"""Forward passes over calibration windows: several windows at a time, each on one thread.
+
+Products of several threads may be added up in another order, so each window runs on one thread and the windows in
+parallel: results do not depend on how many threads there are. On machines with fast bfloat16 products the passes run
+under autocast (the residual stream stays float32): what that rounds is far below what quantizing does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewbit.errors import FewbitError
+from fewbit.nn.layers import QuantLinear
+from fewbit.nn.swap import quantized_layers
+
+T = TypeVar("T")
+
+_NAMES = ("float32", "bfloat16")
+
+
+def forward_type(wanted: str | None) -> str:
+    """How forward passes compute: as asked for, else in bfloat16 where the processor has tiles for it.
+
+    Raises:
+        FewbitError: An unknown name.
+    """
+    if wanted is not None and wanted not in _NAMES:
+        raise FewbitError(f"calibration runs in {' or '.join(_NAMES)}, not {wanted!r}")
+    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+    return wanted or ("bfloat16" if fast else "float32")
+
+
+def over_windows(
+    windows: Iterable[int], run: Callable[[int], T], compute: str, threads: int | None = None
+) -> Iterator[tuple[int, T]]:
+    """Run something on every window.
+
+    Args:
+        windows: Their numbers.
+        run: Called with a window, on another thread, without gradients.
+        compute: From :func:`forward_type`.
+        threads: Windows at a time; None for as many as torch has threads.
+
+    Yields:
+        Windows in order, each with what ``run`` returned; a few more may be under way.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+
+    def work(window: int) -> T:
+        with torch.no_grad(), _autocast(compute):
+            return run(window)
+
+    left, under_way = iter(windows), deque[tuple[int, Future[T]]]()
+    with _one_thread_each(threads) as pool:
+        for window in left:
+            under_way.append((window, pool.submit(work, window)))
+            if len(under_way) > threads:
+                done, future = under_way.popleft()
+                yield done, future.result()
+        while under_way:
+            done, future = under_way.popleft()
+            yield done, future.result()
+
+
+@contextmanager
+def _autocast(compute: str) -> Iterator[None]:
+    if compute != "bfloat16":
+        yield
+        return
+    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16, torch.cuda.is_available()):
+        yield
+
+
+def _one_thread_each(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+class Seen(threading.local):
+    """What hooks saw in this thread's forward pass."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def take(self) -> list[tuple[str, Any]]:
+        """What was seen since the last time."""
+        calls, self.calls = self.calls, []
+        return calls
+
+
+def stand_ins(model: nn.Module, compute: str, block: str) -> dict[str, nn.Module]:
+    """Layers with dequantized weights for the places of a block's quantized linear layers without activation codes: the
+    same products, without unpacking a weight for every window."""
+    dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
+    made: dict[str, nn.Module] = {}
+    for path, layer in quantized_layers(model.get_submodule(block)).items():
+        if isinstance(layer, QuantLinear) and layer.input_quantizer is None:
+            made[f"{block}.{path}"] = _Dequantized(layer.weight_qtensor().dequantize().to(dtype), layer.bias)
+    return made
+
+
+class _Dequantized(nn.Module):
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)  # autocast brings all three to one type
