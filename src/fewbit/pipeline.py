@@ -47,6 +47,7 @@ def quantize(
     bias_correction: bool = True,
     output: str | Path | None = None,
     target: str | None = None,
+    only_if_faster: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Quantize a model.
@@ -67,6 +68,7 @@ def quantize(
         bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
         output: Of an ONNX file: the file to write.
         target: Of an ONNX file: the runtime it is for, ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        only_if_faster: Of an ONNX file: measure there, and leave in float what integers do not speed up.
         progress: Called with (stage, steps done, steps in all).
 
     Raises:
@@ -74,8 +76,13 @@ def quantize(
             finite. The message names the layer and the remedy.
     """
     if is_onnx(model):
-        settings = {"calibrator": calibrator, "algorithm": algorithm, "bias_correction": bias_correction}
-        return quantize_onnx(model, recipe, data, output, progress, target=target, **settings)
+        settings: dict[str, Any] = {
+            "calibrator": calibrator,
+            "algorithm": algorithm,
+            "bias_correction": bias_correction,
+        }
+        settings |= {"target": target, "only_if_faster": only_if_faster}
+        return quantize_onnx(model, recipe, data, output, progress, **settings)
     if not isinstance(model, nn.Module):
         raise FewbitError(
             f"quantize takes an nn.Module or the path of an ONNX file, not {type(model).__name__}; load the model first"

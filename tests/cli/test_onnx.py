@@ -47,3 +47,16 @@ def test_wrong_names_and_files_are_one_sentence(tmp_path: Path) -> None:
         assert code == 2
         assert sentence in str(told["error"])
         assert not out.exists()
+
+
+def test_two_files_are_compared_and_one_inspected(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures(8))
+    source, out = saved(convnet(), tmp_path), tmp_path / "out.onnx"
+    assert invoke("quantize", source, "--data", tmp_path / "x.npy", "-o", out, "--only-if-faster")[0] == 0
+    code, told, _ = invoke("compare", source, out, "--data", tmp_path / "x.npy", "--repeats", 1)
+    assert code == 0
+    assert told["samples"] == 8
+    code, told, _ = invoke("inspect", out)
+    assert code == 0
+    assert told["opsets"] == {"": 17}
+    assert invoke("inspect", out, "--recipe", "W8A8")[0] == 2

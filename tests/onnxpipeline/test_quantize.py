@@ -156,3 +156,15 @@ def test_quantized_models_and_existing_outputs_are_refused(tmp_path: Path) -> No
         fewbit.quantize(out, "W8A8", [pictures()], output=tmp_path / "twice.onnx")
     with pytest.raises(FewbitError, match="to a file"):
         fewbit.quantize(saved(convnet(), tmp_path), "W8A8", [pictures()])
+
+
+def test_algorithms_that_look_at_inputs_lower_the_error(tmp_path: Path) -> None:
+    batches = [pictures(16, seed=s) for s in range(2)]
+    recipe = Recipe("W8A8", weights="int4/channel/sym")
+    floats = run(convnet(), {"x": batches[0]})[0]
+    found = {}
+    for name in ("rtn", "gptq"):
+        out = tmp_path / f"{name}.onnx"
+        fewbit.quantize(saved(convnet(), tmp_path), recipe, batches, output=out, algorithm=name, calibrator="minmax")
+        found[name] = sqnr(floats, run(out, {"x": batches[0]})[0])
+    assert found["gptq"] > found["rtn"] + 1

@@ -113,6 +113,12 @@ def quantize(
         bool,
         typer.Option("--equalize/--no-equalize", help="Even out channels of linear streams.", rich_help_panel="ONNX"),
     ] = True,
+    only_if_faster: Annotated[
+        bool,
+        typer.Option(
+            "--only-if-faster", help="Measure; leave in float what integers do not speed up.", rich_help_panel="ONNX"
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     image_size: ImageSize = None,
     mean: Mean = None,
@@ -130,7 +136,7 @@ def quantize(
 
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
         if is_onnx(source):
-            names = (algorithm, calibrator, bias_correction, equalize, target, overwrite)
+            names = (algorithm, calibrator, bias_correction, equalize, target, only_if_faster, overwrite)
             run_quantize_onnx(session, OnnxJob(source, output, recipe, *names), options)
             return
         streaming = Streaming(memory, dtype, restart)
@@ -156,7 +162,11 @@ def inspect(
     """Show a model's layers, parameters, and bytes at FP32, FP16, INT8 and INT4."""
     with running(as_json) as session:
         from fewbit.cli.inspect import run_inspect
+        from fewbit.cli.onnx import is_onnx, run_inspect_onnx
 
+        if is_onnx(source):
+            run_inspect_onnx(session, source, recipe)
+            return
         run_inspect(session, source, recipe)
 
 
@@ -184,8 +194,12 @@ def compare(
     """Tell what quantization cost: error layer by layer, size, and time."""
     with running(as_json) as session:
         from fewbit.cli.compare import run_compare
+        from fewbit.cli.onnx import is_onnx, run_compare_onnx
 
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
+        if is_onnx(source) and is_onnx(quantized):
+            run_compare_onnx(session, source, quantized, options, repeats)
+            return
         run_compare(session, source, quantized, options, html=html, overwrite=overwrite, repeats=repeats)
 
 

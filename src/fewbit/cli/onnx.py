@@ -28,6 +28,7 @@ class OnnxJob:
     bias_correction: bool
     equalize: bool
     target: str
+    only_if_faster: bool
     overwrite: bool
 
 
@@ -59,6 +60,7 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
         algorithm=job.algorithm,
         bias_correction=job.bias_correction,
         equalize=job.equalize,
+        only_if_faster=job.only_if_faster,
         overwrite=job.overwrite,
     )
     result = quantize_file(job.source, job.recipe, data, job.output, settings, session.progress)
@@ -102,9 +104,64 @@ def _shown(document: dict[str, Any]) -> list[RenderableType]:
         table.add_row(escape(layer["name"]), *about, *sizes)
     for name, reason in document["skipped"].items():
         table.add_row(escape(name), "", "float", escape(reason), "", "", "")
+    parts: list[RenderableType] = [table]
+    if document["regions"]:
+        parts.append(_region_table(document["regions"]))
     count, before, after = len(document["layers"]), document["bytes_before"], document["bytes_after"]
     summary = (
         f"{count} layer{'' if count == 1 else 's'} quantized for {document['target']}, {len(document['skipped'])} left "
         f"in float; {document['output']} holds {count_text(after)} bytes ({times_text(before / max(after, 1))} smaller)"
     )
-    return [table, *(f"note: {escape(note)}" for note in document["notes"]), escape(summary)]
+    return [*parts, *(f"note: {escape(note)}" for note in document["notes"]), escape(summary)]
+
+
+def _region_table(regions: Any) -> RenderableType:
+    from rich.markup import escape
+
+    from fewbit.report.table import plain_table
+    from fewbit.report.text import seconds_text, times_text
+
+    table = plain_table("faster or not at all", "region", "layers", "in integers", "in float", "", "decision")
+    for region in regions:
+        names = region["layers"]
+        name = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+        took = (seconds_text(region["integers"]), seconds_text(region["floats"]))
+        ratio = times_text(region["floats"] / max(region["integers"], 1e-12))
+        table.add_row(escape(name), str(len(names)), *took, ratio, "integers" if region["kept"] else "float")
+    table.caption = "time of the whole model, the other regions as decided up to there; medians of interleaved runs"
+    return table
+
+
+def run_compare_onnx(session: Session, before: str, after: str, options: DataOptions, repeats: int) -> None:
+    """Compare two ONNX files.
+
+    Raises:
+        FewbitError: A file or the data cannot be used.
+    """
+    if options.path is None:
+        raise FewbitError("compare needs data to run both models on; name a file or folder with --data")
+    options.check()
+    from fewbit.evaluate.onnx_models import compare_onnx
+    from fewbit.report.onnx_table import onnx_comparison_document, onnx_comparison_tables
+
+    batches = load_batches(Path(before), options)
+    found = compare_onnx(before, after, batches, repeats=repeats, progress=session.progress)
+    document = {"source": before, "quantized": after, "data": str(options.path), **onnx_comparison_document(found)}
+    session.result(document, onnx_comparison_tables(found))
+
+
+def run_inspect_onnx(session: Session, source: str, recipe: str | None) -> None:
+    """Show what an ONNX file holds.
+
+    Raises:
+        FewbitError: It cannot be read, or a recipe is given.
+    """
+    if recipe is not None:
+        raise FewbitError("inspect shows an ONNX file as it is; leave --recipe out")
+    import dataclasses
+
+    from fewbit.evaluate.onnx_inspection import inspect_onnx
+    from fewbit.report.onnx_table import onnx_inspection_tables
+
+    found = inspect_onnx(source)
+    session.result({"source": source, **dataclasses.asdict(found)}, onnx_inspection_tables(found, Path(source).name))

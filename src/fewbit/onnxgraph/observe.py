@@ -21,6 +21,7 @@ from fewbit.errors import FewbitError
 from fewbit.onnxgraph.session import Feeds, Runner
 
 if TYPE_CHECKING:
+    from fewbit.onnxgraph.grams import Grams
     from fewbit.onnxgraph.means import Means
 
 PIECE_BYTES = 64 * 2**20
@@ -33,6 +34,7 @@ def observe(
     progress: Progress | None = None,
     *,
     means: Means | None = None,
+    grams: Grams | None = None,
     stage: str = "calibrate",
     threads: int = 0,
 ) -> int:
@@ -44,6 +46,7 @@ def observe(
         batches: Calibration data.
         progress: Called with (stage, batches done, batches in all).
         means: Mean inputs of layers, collected in the same pass.
+        grams: Gram matrices of layer inputs, collected in the same pass.
         stage: Told to ``progress``.
         threads: Of the runtime.
 
@@ -60,8 +63,11 @@ def observe(
                 statistic.update(torch.from_numpy(array))
         if means is not None:
             means.see(found, samples)
+        if grams is not None:
+            grams.see(found)
 
-    tensors = [*statistics, *(means.names if means is not None else ())]
+    more = [name for names in (means, grams) if names is not None for name in names.names]
+    tensors = list(dict.fromkeys([*statistics, *more]))
     with means.computed(model) if means is not None else nullcontext():
         return stream(model, tensors, batches, see, progress, stage=stage, threads=threads)
 
@@ -101,6 +107,19 @@ def stream(
     return count
 
 
+def one_sample(model: Any, feeds: Feeds) -> Feeds:
+    """The first sample of a batch, where the model's batch is free; else the batch."""
+    if _free(model) and len({len(array) for array in feeds.values() if array.ndim}) == 1:
+        return {name: array[:1] for name, array in feeds.items()}
+    return feeds
+
+
+def _free(model: Any) -> bool:
+    """Whether the first axis of every input is of no fixed size."""
+    found = [not isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape]
+    return bool(found) and all(found)
+
+
 def _samples(feeds: Feeds) -> int:
     return max((len(array) for array in feeds.values() if array.ndim), default=1)
 
@@ -129,10 +148,7 @@ class _Pieces:
 
     def __init__(self, runner: Runner, tensors: list[str], model: Any) -> None:
         self.runner, self.tensors = runner, tensors
-        free = [
-            value.shape is None or not isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape
-        ]
-        self.may_split = bool(free) and all(free)
+        self.may_split = _free(model)
         self.size = 0
 
     def split(self, batch: Any, number: int) -> Iterator[Feeds]:

@@ -6,20 +6,20 @@ write
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fewbit import algorithms, calibrate
 from fewbit.calibrate.collect import Progress
 from fewbit.errors import FewbitError, require
+from fewbit.evaluate.onnx_models import file_bytes
 from fewbit.numbers.affine import check_finite
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.numbers.qtensor import QTensor
@@ -27,6 +27,10 @@ from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import file
 from fewbit.onnxpipeline.result import OnnxLayer, OnnxResult
 from fewbit.recipe import LayerPlan, Recipe, Scheme, as_recipe
+
+if TYPE_CHECKING:
+    from fewbit.onnxgraph.grams import Grams
+    from fewbit.onnxpipeline.faster import Region
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Settings:
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"`` is to nearest.
         bias_correction: Correct biases for the mean shift that rounding the weights causes, where there is data.
         equalize: Even out the channels of linear streams first, where there is data.
+        only_if_faster: Measure on the target, and leave in float each region that integers do not speed up.
         overwrite: Replace the output if it exists.
     """
 
@@ -47,6 +52,7 @@ class Settings:
     algorithm: str = "rtn"
     bias_correction: bool = True
     equalize: bool = True
+    only_if_faster: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -98,16 +104,8 @@ def quantize_file(
         file_bytes(source),
         file_bytes(output),
         tuple(job.notes),
+        tuple(dataclasses.asdict(region) for region in job.regions),
     )
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and the external data it names."""
-    ir = require("onnx_ir", "onnx")
-    model = ir.load(path)
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    outside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
-    return int(path.stat().st_size + outside)
 
 
 class Job:
@@ -118,6 +116,7 @@ class Job:
         told: What was quantized.
         skipped: What was not, and why.
         notes: For the user.
+        regions: What was measured for ``only_if_faster``.
     """
 
     def __init__(self, model: Any, recipe: Recipe, settings: Settings, progress: Progress | None) -> None:
@@ -128,6 +127,7 @@ class Job:
         self.told: list[OnnxLayer] = []
         self.skipped: dict[str, str] = {}
         self.notes: list[str] = []
+        self.regions: list[Region] = []
 
     def run(self, data: Iterable[Any] | None) -> None:
         """Prepare the graph, plan, and write codes into it by the scheme's kind."""
@@ -140,10 +140,12 @@ class Job:
                 f"recipe {self.recipe.scheme} has static activations, which need calibration data; "
                 "pass data, or use a -dynamic scheme"
             )
-        for kind in sorted(kinds, reverse=True):  # static first: it looks at the float graph
+        for kind in [kind for kind in ("static", "dynamic", "weights") if kind in kinds]:  # the first wants it in float
             self._quantize(kind, [p for p in plans if p.scheme is not None and _kind(p.scheme) == kind], data)
         if not kinds:
             raise FewbitError("the recipe leaves every layer in float")
+        if self.settings.only_if_faster and "static" not in kinds:
+            raise FewbitError("only-if-faster measures static activations; use a scheme such as W8A8")
 
     def prepare(self) -> list[LayerPlan]:
         """Bring the graph to the form that is quantized, and plan its layers."""
@@ -174,10 +176,26 @@ class Job:
         jobs = {"static": static_job.run, "dynamic": dynamic_job.run, "weights": weights_job.run}
         jobs[kind](self, plans, data)
 
-    def round_weight(self, plan: LayerPlan, statistics: Any = None) -> tuple[Tensor, QTensor]:
+    def replace_model(self, model: Any) -> None:
+        """Go on with another model, in which the layers that are still to be done have their names."""
+        from fewbit.onnxgraph import layers
+
+        self.model = model
+        self.layers |= {layer.name: layer for layer in layers.find(model)}
+
+    def wants_grams(self) -> bool:
+        """Whether the algorithm looks at the layers' inputs."""
+        return "gram" in algorithms.get(self.settings.algorithm).NEEDS
+
+    def round_weight(self, plan: LayerPlan, grams: Grams | None = None) -> tuple[Tensor, QTensor]:
         """A layer's float matrix and its codes."""
+        from fewbit.onnxgraph.grams import round_groups
+
         assert plan.scheme is not None
         layer = self.layers[plan.name]
+        if grams is not None and layer.groups > 1 and (codes := round_groups(layer, plan.scheme.weights, grams)):
+            return layer.matrix(), codes
+        statistics = None if grams is None else grams.statistics(layer)
         rounding = algorithms.get(self.settings.algorithm)
         matrix = layer.matrix()
         options = rounding.Options()
@@ -239,16 +257,6 @@ def layer_weights(spec: QSpec, name: str) -> QSpec:
     if not (grain == PerChannel(0) or isinstance(grain, PerTensor)):
         raise FewbitError(f"{name}: weights beside coded activations have one scale a channel or a tensor, not {spec}")
     return spec
-
-
-def copied(model: Any) -> Any:
-    """A copy of a model whose graph may be changed; constants are shared."""
-    return model.clone() if hasattr(model, "clone") else copy.deepcopy(model)
-
-
-def as_float(array: np.ndarray) -> Tensor:
-    """A copy of an array as a float32 tensor."""
-    return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def _kind(scheme: Scheme) -> str:

@@ -13,10 +13,13 @@ from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
-from fewbit.onnxgraph import observe, placement, ranges, static
+from fewbit.onnxgraph import observe, placement, ranges
 from fewbit.onnxgraph.equalize import equalize
+from fewbit.onnxgraph.grams import Grams
 from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.means import Means
+from fewbit.onnxgraph.session import Runner
+from fewbit.onnxpipeline.faster import Solved, choose
 from fewbit.recipe import LayerPlan
 
 if TYPE_CHECKING:
@@ -52,12 +55,26 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         job.notes.append(f"evened out the channels of {count} linear streams")
     places = placement.place(job.model, layers, job.target)
     means = Means(layers) if job.settings.bias_correction else None
-    codes = _activations(job, places, data, spec, means)
-    weights, biases = _weights(job, usable, means)
+    grams = Grams(layers) if job.wants_grams() else None
+    codes = _activations(job, places, data, spec, means, grams)
+    weights, biases = _weights(job, usable, means, grams)
+    solved = Solved(job.model, job.target, places, codes, weights, biases)
+    kept = set(weights) if not job.settings.only_if_faster else _measured(job, solved, first[0])
     for plan in usable:
+        if plan.name not in kept:
+            job.skipped[plan.name] = "integers are not faster there"
+            continue
         source = job.layers[plan.name].node.inputs[0].name
         job.tell(plan, weights[plan.name], str(spec) if source in places.group else "float")
-    static.write_static(job.model, places, job.target, codes, weights, biases)
+    job.replace_model(solved.written(kept))
+
+
+def _measured(job: Job, solved: Solved, batch: Any) -> set[str]:
+    """The layers that integers make faster on the job's target, by :mod:`.faster`."""
+    runner = Runner(job.model)
+    feeds = observe.one_sample(job.model, runner.feeds(batch))
+    job.regions = choose(solved, feeds, job.told_progress)
+    return {name for region in job.regions if region.kept for name in region.layers}
 
 
 def _activation_spec(job: Job, plans: list[LayerPlan]) -> QSpec:
@@ -76,24 +93,31 @@ def _activation_spec(job: Job, plans: list[LayerPlan]) -> QSpec:
 
 
 def _activations(
-    job: Job, places: placement.Placement, data: Iterable[Any], spec: QSpec, means: Means | None
+    job: Job,
+    places: placement.Placement,
+    data: Iterable[Any],
+    spec: QSpec,
+    means: Means | None,
+    grams: Grams | None,
 ) -> dict[str, Any]:
     """One pass over the data, and the quantizers that follow from it."""
     recipe = job.recipe
     statistics = ranges.new_statistics(places, recipe.calibrator, recipe.calibrator_options)
-    observe.observe(job.model, statistics, data, job.progress, means=means)
+    observe.observe(job.model, statistics, data, job.progress, means=means, grams=grams)
     groups = ranges.merged(places, statistics)
     return ranges.solve(groups, recipe.calibrator, recipe.calibrator_options, spec)
 
 
-def _weights(job: Job, plans: list[LayerPlan], means: Means | None) -> tuple[dict[str, QTensor], dict[str, Tensor]]:
+def _weights(
+    job: Job, plans: list[LayerPlan], means: Means | None, grams: Grams | None
+) -> tuple[dict[str, QTensor], dict[str, Tensor]]:
     """Codes of all weights, and all biases, corrected where there are means."""
     weights: dict[str, QTensor] = {}
     biases: dict[str, Tensor] = {}
     corrected = 0
     for step, plan in enumerate(plans, 1):
         layer = job.layers[plan.name]
-        matrix, weights[plan.name] = job.round_weight(plan)
+        matrix, weights[plan.name] = job.round_weight(plan, grams)
         bias = layer_bias(layer)
         shift = None if means is None else means.correction(layer, matrix, weights[plan.name])
         if shift is not None and layer.kind != "MatMul":

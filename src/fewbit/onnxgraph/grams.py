@@ -1,0 +1,124 @@
+"""Gram matrices of layer inputs, for algorithms that weigh a weight's error by what the layer does with it.
+
+A convolution's rows are patches of its input, one for each output position; of a large input an even share of the
+positions is taken. A convolution in groups has one matrix a group.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewbit.algorithms._batched import solve_groups
+from fewbit.calibrate.gram import Gram, Statistics
+from fewbit.kernels.products import Geometry
+from fewbit.numbers.granularity import PerChannel
+from fewbit.numbers.qtensor import QTensor
+from fewbit.numbers.spec import QSpec
+from fewbit.onnxgraph.layers import Layer
+from fewbit.onnxgraph.means import geometry
+
+_ROWS = 2048  # of one piece of data; 4 K where that is more
+
+
+class Grams:
+    """Running Gram matrices of layers.
+
+    Args:
+        layers: Those of a simplified model; transposed convolutions and those with three spatial axes are left out.
+    """
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = [la for la in layers if la.kind != "ConvTranspose" and len(la.weight.const_value.shape) < 5]
+        self.names = sorted({layer.node.inputs[0].name for layer in self.layers})
+        self._found: dict[str, _Grouped] = {}
+
+    def see(self, found: dict[str, np.ndarray]) -> None:
+        """Take in one piece of data."""
+        for layer in self.layers:
+            x = torch.from_numpy(found[layer.node.inputs[0].name])
+            rows = _rows(layer, x)
+            if layer.name not in self._found:
+                self._found[layer.name] = _Grouped(rows.shape[0], rows.shape[2])
+            self._found[layer.name].update(rows)
+
+    def statistics(self, layer: Layer) -> Statistics | None:
+        """Of a layer in one group; None where it saw nothing, or has several."""
+        found = self._found.get(layer.name)
+        return Statistics(found.grams(layer.name)[0]) if found is not None and len(found.products) == 1 else None
+
+    def matrices(self, layer: Layer) -> Tensor | None:
+        """``[groups, K, K]``, the mean of ``x xᵀ`` in each group; None where the layer saw nothing."""
+        found = self._found.get(layer.name)
+        return None if found is None else found.products / found.count
+
+
+def round_groups(layer: Layer, spec: QSpec, grams: Grams) -> QTensor | None:
+    """Codes of a convolution in several groups, each weighed by the Gram matrix of its own input.
+
+    Returns:
+        Codes of the matrix ``[out, K]``; None where there is no data, or the spec is none of one scale a row.
+    """
+    matrices = grams.matrices(layer)
+    if matrices is None or not spec.symmetric or spec.granularity != PerChannel(0):
+        return None
+    matrix = layer.matrix()
+    grouped = matrix.reshape(layer.groups, -1, matrix.shape[1])
+    codes, scale = solve_groups(grouped, matrices.float(), spec)
+    dtype = spec.format.code_dtype
+    return QTensor(
+        codes.reshape(matrix.shape).to(dtype), scale.reshape(-1).contiguous(), None, spec, tuple(matrix.shape)
+    )
+
+
+class _Grouped:
+    """Sums of ``x xᵀ``, ``|x|`` and ``x`` of several groups at once."""
+
+    def __init__(self, groups: int, columns: int) -> None:
+        self.products = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        self.abs = torch.zeros(groups, columns, dtype=torch.float64)
+        self.sums = torch.zeros(groups, columns, dtype=torch.float64)
+        self.count = 0
+
+    def update(self, rows: Tensor) -> None:
+        self.products += rows.transpose(1, 2) @ rows
+        self.abs += rows.abs().sum(1, dtype=torch.float64)
+        self.sums += rows.sum(1, dtype=torch.float64)
+        self.count += rows.shape[1]
+
+    def grams(self, name: str) -> list[Gram]:
+        count = torch.tensor(self.count, dtype=torch.int64)
+        parts = zip(self.products, self.abs, self.sums)
+        return [Gram.from_state({"products": p, "abs": a, "sums": s, "count": count}, name) for p, a, s in parts]
+
+
+def _rows(layer: Layer, x: Tensor) -> Tensor:
+    """What a layer multiplies by its weight's rows: float32 ``[groups, rows, K]``."""
+    walk = geometry(layer, tuple(x.shape[1:]))
+    if walk is None:
+        rows = x.reshape(1, -1, x.shape[-1])
+        return rows[:, :: math.ceil(rows.shape[1] / _most(rows.shape[2]))].contiguous()
+    patches = _patches(x if len(walk.kernel) > 1 else x.unsqueeze(2), walk)
+    samples, columns, positions = patches.shape
+    step = math.ceil(samples * positions / _most(columns // walk.groups))
+    kept = patches[:, :, step // 2 :: step] if step < positions else patches[:, :, positions // 2 :: positions]
+    grouped = kept.reshape(samples, walk.groups, columns // walk.groups, -1)
+    return grouped.permute(1, 0, 3, 2).flatten(1, 2).contiguous()
+
+
+def _patches(x: Tensor, walk: Geometry) -> Tensor:
+    """``[N, C · kernel, positions]`` of ``[N, C, H, W]``; a one-dimensional input has a height of 1."""
+    pad, kernel, stride, dilation = walk.padding, walk.kernel, walk.stride, walk.dilation
+    if len(kernel) == 1:
+        pad, kernel, stride, dilation = ((0, 0), *pad), (1, *kernel), (1, *stride), (1, *dilation)
+    padded = torch.nn.functional.pad(x, (*pad[1], *pad[0]))
+    if kernel == (1, 1):
+        return padded[:, :, :: stride[0], :: stride[1]].flatten(2)
+    return torch.nn.functional.unfold(padded, kernel, dilation=dilation, stride=stride)
+
+
+def _most(columns: int) -> int:
+    return max(_ROWS, 4 * columns)
