@@ -84,7 +84,7 @@ void run_integer(const LowbitKernels& kernels, LowbitCall call) {
   call.codes = memory;
   call.scale = reinterpret_cast<float*>(memory + codes);
   call.sum = reinterpret_cast<int32_t*>(memory + codes + each);
-  if (shifts > 0) call.shift = reinterpret_cast<float*>(memory + codes + 2 * each);
+  if (shifts > 0) call.shift = reinterpret_cast<int32_t*>(memory + codes + 2 * each);
   uint8_t* slots = memory + codes + 2 * each + shifts;
   prepare_rows(call, kernels.prepare_integer);
   parallel_for(

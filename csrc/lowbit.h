@@ -29,8 +29,8 @@ struct LowbitWeights {
   ScaleType scale_type = ScaleType::f32;
   const uint8_t* zeros = nullptr;  // [tiles][groups][16], or null: `zero` for all
   int32_t zero = 0;
-  const float* sums =
-      nullptr;  // [tiles][16]: the sum over k of s (q - z), which an activation's zero point multiplies
+  const int32_t* sums =
+      nullptr;  // [tiles][groups][16]: the sum of q - z, which a row's zero point multiplies; or null
 
   int64_t tile_bytes() const { return padded * 2 * bits; }
 };
@@ -55,7 +55,7 @@ struct LowbitCall {
   uint8_t* codes = nullptr;
   float* scale = nullptr;
   int32_t* sum = nullptr;
-  float* shift = nullptr;  // [M]: scale times zero point, or null
+  int32_t* shift = nullptr;  // [M]: zero points of the signed codes, or null
 };
 
 /// A range of rows, a multiple of 16 long but for the last, by a range of tiles.

@@ -1,4 +1,4 @@
-// The end of a low-bit product: zero point of the activations, bias, activation function, float32 or
+// The end of a low-bit product: bias, activation function, float32 or
 // bfloat16.
 //
 // Layout: sixteen sums of one row and tile in, at most sixteen outputs of y out.
@@ -86,22 +86,15 @@ inline uint16_t bfloat_of(float v) {
   return static_cast<uint16_t>(v != v ? 0x7FC0u : rounded);
 }
 
-/// Write the outputs of `row` and `tile` from their sums.
-inline void finish(const LowbitCall& call, int64_t row, int64_t tile, const float* sums) {
-  const int64_t at = tile * kTile, left = call.weights.outputs - at;
-  const int count = static_cast<int>(left < kTile ? left : kTile);
-  float v[kTile];
-  std::memcpy(v, sums, sizeof v);
-  if (call.shift != nullptr) {
-    const float* weight_sums = call.weights.sums + at;
-    for (int i = 0; i < kTile; ++i) v[i] -= call.shift[row] * weight_sums[i];
-  }
+/// Sixteen outputs of the most common kind.
+inline void finish_plain(const float* sums, const float* bias, float* y) {
+  for (int i = 0; i < kTile; ++i) y[i] = bias == nullptr ? sums[i] : sums[i] + bias[i];
+}
+
+/// At most sixteen outputs of any kind; v holds the sums and is overwritten.
+inline void finish_any(const LowbitCall& call, int64_t row, int64_t at, int count, float* v) {
   if (call.bias != nullptr) {
-    if (count == kTile) {
-      for (int i = 0; i < kTile; ++i) v[i] += call.bias[at + i];
-    } else {
-      for (int i = 0; i < count; ++i) v[i] += call.bias[at + i];
-    }
+    for (int i = 0; i < count; ++i) v[i] += call.bias[at + i];
   }
   activate(call.activation, v);
   const int64_t to = row * call.weights.outputs + at;
@@ -109,11 +102,21 @@ inline void finish(const LowbitCall& call, int64_t row, int64_t tile, const floa
     uint16_t halves[kTile];
     for (int i = 0; i < kTile; ++i) halves[i] = bfloat_of(v[i]);
     std::memcpy(static_cast<uint16_t*>(call.y) + to, halves, static_cast<size_t>(count) * 2);
-  } else if (count == kTile) {
-    std::memcpy(static_cast<float*>(call.y) + to, v, sizeof v);
   } else {
     std::memcpy(static_cast<float*>(call.y) + to, v, static_cast<size_t>(count) * 4);
   }
+}
+
+/// Write the outputs of `row` and `tile` from their sums.
+inline void finish(const LowbitCall& call, int64_t row, int64_t tile, const float* sums) {
+  const int64_t at = tile * kTile, left = call.weights.outputs - at;
+  if (left >= kTile && !call.bf16_out && call.activation == Activation::none) {
+    const float* bias = call.bias == nullptr ? nullptr : call.bias + at;
+    return finish_plain(sums, bias, static_cast<float*>(call.y) + row * call.weights.outputs + at);
+  }
+  float v[kTile];
+  std::memcpy(v, sums, sizeof v);
+  finish_any(call, row, at, static_cast<int>(left < kTile ? left : kTile), v);
 }
 
 }  // namespace

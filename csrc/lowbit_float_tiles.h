@@ -139,6 +139,7 @@ inline void multiply_floats(const Panel& panel, const FloatRows& high, const Flo
 inline void scale_floats(const LowbitWeights& w, int64_t tile, int64_t group, int rows, const int32_t* acc,
                          float* total) {
   const __m512 scale = scales_of(w, tile, group, 0);
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r, acc += kTile, total += kPair) {
     _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_load_ps(acc), scale, _mm512_load_ps(total)));
   }

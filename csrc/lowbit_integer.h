@@ -33,6 +33,10 @@ inline Simd::Int zeros_of(const LowbitWeights& w, int64_t tile, int64_t group, i
   return Simd::widen(w.zeros + (tile * w.groups + group) * kTile + part * Simd::kLanes);
 }
 
+inline Simd::Int weight_sums_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
+  return Simd::load_ints(w.sums + (tile * w.groups + group) * kTile + part * Simd::kLanes);
+}
+
 inline void ask_for(const uint8_t* line) { __builtin_prefetch(line, 0, 2); }
 
 /// One block of 32 k added to acc[kChains][kRows][kParts].
@@ -99,6 +103,9 @@ void integer_tile(const LowbitWeights& w, int64_t tile, const IntegerRows& x, in
       for (int r = 0; r < kRows; ++r) {
         Simd::Int sum = acc[0][r][p];
         for (int c = 1; c < kChains; ++c) sum = Simd::add(sum, acc[c][r][p]);
+        if (x.zero != nullptr) {
+          sum = Simd::sub(sum, Simd::mul(weight_sums_of(w, tile, g, p), Simd::ints(x.zero[first + r])));
+        }
         const Simd::Float scaled =
             Simd::mul(Simd::to_float(sum), Simd::floats(x.scale[g * x.rows + first + r]));
         total[r][p] = Simd::fma(scaled, scale, total[r][p]);

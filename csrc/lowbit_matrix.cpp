@@ -7,7 +7,6 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "threads.h"
 
@@ -106,36 +105,47 @@ class Reader {
   int32_t bias_;
 };
 
-/// Packs one tile; false if something does not fit.
-bool pack_tile(const Reader& from, const LowbitWeights& w, int64_t tile, uint8_t* codes, void* scales,
-               uint8_t* zeros, float* sums) {
+/// Where a matrix's parts lie in its memory.
+struct Parts {
+  uint8_t* codes;
+  void* scales;
+  uint8_t* zeros;
+  int32_t* sums;  // or null
+};
+
+/// Packs one group of a tile's codes and adds up each output's; false if something does not fit.
+bool pack_group(const Reader& from, const LowbitWeights& w, int64_t tile, int64_t group, uint8_t* block,
+                int64_t (&sums)[kTile]) {
   bool fits = true;
-  double total[kTile] = {};
-  uint8_t* block = codes + tile * w.tile_bytes();
-  for (int64_t g = 0; g < w.groups; ++g) {
-    int64_t group_sum[kTile] = {};
-    for (int64_t k = g * w.group; k < (g + 1) * w.group;
-         k += kBlock, block += w.bits * static_cast<int64_t>(kLine)) {
-      for (int64_t n = 0; n < kTile; ++n) {
-        for (int i = 0; i < kBlock; ++i) {
-          const int32_t code = from.code(tile * kTile + n, k + i);
-          fits = fits && from.fits(code);
-          group_sum[n] += code;
-          put(block, w.bits, i / 4, static_cast<size_t>(4 * n + i % 4), static_cast<uint32_t>(code));
-        }
+  for (int64_t k = group * w.group; k < (group + 1) * w.group; k += kBlock) {
+    for (int64_t n = 0; n < kTile; ++n) {
+      for (int i = 0; i < kBlock; ++i) {
+        const int32_t code = from.code(tile * kTile + n, k + i);
+        fits = fits && from.fits(code);
+        sums[n] += code;
+        put(block, w.bits, i / 4, static_cast<size_t>(4 * n + i % 4), static_cast<uint32_t>(code));
       }
     }
+    block += w.bits * static_cast<int64_t>(kLine);
+  }
+  return fits;
+}
+
+bool pack_tile(const Reader& from, const LowbitWeights& w, int64_t tile, const Parts& to) {
+  bool fits = true;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    int64_t sums[kTile] = {};
+    fits = pack_group(from, w, tile, g, to.codes + tile * w.tile_bytes() + g * w.group * 2 * w.bits, sums) &&
+           fits;
     for (int64_t n = 0; n < kTile; ++n) {
       const int64_t at = (tile * w.groups + g) * kTile + n;
       const int32_t zero = from.zero(tile * kTile + n, g);
-      const float scale = from.scale(tile * kTile + n, g);
       fits = fits && from.fits(zero);
-      zeros[at] = static_cast<uint8_t>(zero);
-      store_scale(w.scale_type, scale, at, scales);
-      total[n] += static_cast<double>(scale) * static_cast<double>(group_sum[n] - zero * w.group);
+      to.zeros[at] = static_cast<uint8_t>(zero);
+      store_scale(w.scale_type, from.scale(tile * kTile + n, g), at, to.scales);
+      if (to.sums != nullptr) to.sums[at] = static_cast<int32_t>(sums[n] - zero * w.group);
     }
   }
-  for (int64_t n = 0; n < kTile; ++n) sums[tile * kTile + n] = static_cast<float>(total[n]);
   return fits;
 }
 
@@ -189,28 +199,25 @@ LowbitMatrix::LowbitMatrix(const LowbitSource& source) {
   const size_t each = static_cast<size_t>(w.tiles * w.groups * kTile);
   const size_t code_bytes = static_cast<size_t>(w.tiles * w.tile_bytes());
   const size_t scale_bytes = whole(each * (w.scale_type == ScaleType::f32 ? 4 : 2), kLine);
-  std::vector<uint8_t> zeros(each);
-  const size_t sum_bytes = whole(static_cast<size_t>(w.tiles * kTile) * sizeof(float), kLine);
-  // The zero points are known after packing only; room for them costs an eighth of the scales and more.
+  const size_t sum_bytes = source.with_sums ? whole(each * sizeof(int32_t), kLine) : 0;
+  // Whether all zero points are one is known after packing only, so there is room for them.
   memory_ = std::make_unique<LowbitMemory>(code_bytes + scale_bytes + sum_bytes + each);
-  uint8_t* codes = memory_->data();
-  uint8_t* scales = codes + code_bytes;
-  float* sums = reinterpret_cast<float*>(scales + scale_bytes);
+  uint8_t* memory = memory_->data();
+  const Parts parts{memory, memory + code_bytes, memory + code_bytes + scale_bytes + sum_bytes,
+                    sum_bytes == 0 ? nullptr : reinterpret_cast<int32_t*>(memory + code_bytes + scale_bytes)};
   const Reader reader(source, w.groups);
   std::atomic<bool> fits{true};
   parallel_for(w.tiles, [&](int64_t tile, int) {
-    if (!pack_tile(reader, w, tile, codes, scales, zeros.data(), sums)) fits = false;
+    if (!pack_tile(reader, w, tile, parts)) fits = false;
   });
   if (!fits) {
     throw std::invalid_argument("a code or zero point does not fit " + std::to_string(source.bits) + " bits");
   }
-  w.codes = codes, w.scales = scales, w.sums = sums;
-  if (all_equal(zeros.data(), each)) {
-    w.zero = zeros.empty() ? 0 : zeros[0];
+  w.codes = parts.codes, w.scales = parts.scales, w.sums = parts.sums;
+  if (all_equal(parts.zeros, each)) {
+    w.zero = each == 0 ? 0 : parts.zeros[0];
   } else {
-    uint8_t* kept = scales + scale_bytes + sum_bytes;
-    std::memcpy(kept, zeros.data(), each);
-    w.zeros = kept;
+    w.zeros = parts.zeros;
   }
 }
 

@@ -36,7 +36,8 @@ struct LowbitSource {
   const float* scale;         // [N, groups]
   const int32_t* zero_point;  // [N, groups], or null for 0
   int64_t outputs, columns, group;
-  int bits;  // 2, 3, 4 or 8: of the layout; codes may have fewer bits but not less
+  int bits;                // 2, 3, 4 or 8: of the layout
+  bool with_sums = false;  // whether rows may have zero points
 };
 
 class LowbitMatrix {

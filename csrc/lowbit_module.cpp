@@ -34,7 +34,7 @@ void check_packing(int64_t group, int64_t bits) {
 }
 
 void construct(LowbitMatrix* self, const Input& codes, const Input& scale,
-               const std::optional<Input>& zero_point, int64_t group, int bits) {
+               const std::optional<Input>& zero_point, int64_t group, int bits, bool sums) {
   check_packing(group, bits);
   const Shape shape = matrix_shape(codes, "codes");
   const Code type = code_type(codes, "codes");
@@ -47,7 +47,8 @@ void construct(LowbitMatrix* self, const Input& codes, const Input& scale,
                       shape.rows,
                       shape.cols,
                       group,
-                      bits};
+                      bits,
+                      sums};
   if (zero_point) source.zero_point = values<int32_t>(*zero_point, "zero_point", {shape.rows, groups});
   const nb::gil_scoped_release free;
   new (self) LowbitMatrix(source);
@@ -125,6 +126,9 @@ void linear_codes(const LowbitMatrix& matrix, const Input& x, const Input& scale
     if (call.per_row) refuse("`zero_point` is needed where uint8 rows have scales of their own");
     call.row_zero = zero;
   }
+  if (call.row_zero != nullptr && call.weights.sums == nullptr) {
+    refuse("`x` has zero points, so the matrix must be made with `sums`");
+  }
   const nb::gil_scoped_release free;
   run_integer(*(*table)->lowbit, call);
 }
@@ -135,7 +139,8 @@ void bind_lowbit(nb::module_& m, const Kernels* const* active) {
   using namespace nanobind::literals;  // NOLINT: for "name"_a
   table = active;
   nb::class_<LowbitMatrix>(m, "LowbitMatrix")
-      .def("__init__", &construct, "codes"_a, "scale"_a, "zero_point"_a.none(), "group"_a, "bits"_a)
+      .def("__init__", &construct, "codes"_a, "scale"_a, "zero_point"_a.none(), "group"_a, "bits"_a,
+           "sums"_a = false)
       .def_prop_ro("nbytes", &LowbitMatrix::bytes)
       .def("linear_float", &linear_float, "x"_a, "bias"_a.none(), "out"_a, "activation"_a = "")
       .def("linear_dynamic", &linear_dynamic, "x"_a, "qmax"_a, "per_row"_a, "bias"_a.none(), "out"_a,

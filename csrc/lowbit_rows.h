@@ -37,12 +37,14 @@ struct IntegerRows {
   const int8_t* codes;
   const float* scale;
   const int32_t* sum;
+  const int32_t* zero;  // of each row, or null
   int rows;
 
   IntegerRows(const LowbitCall& call, int64_t first)
       : codes(reinterpret_cast<const int8_t*>(call.codes) + first * depth_of(call.weights)),
         scale(call.scale + first * call.weights.groups),
         sum(call.sum + first * call.weights.groups),
+        zero(call.shift == nullptr ? nullptr : call.shift + first),
         rows(rows_of(call, first)) {}
   const int8_t* at(int row, int64_t k) const {
     return codes + (k / kChunk * rows + row) * kChunk + k % kChunk;
@@ -74,14 +76,42 @@ void each_run(int64_t begin, int64_t end, const Fn& fn) {
   }
 }
 
-inline int32_t sum_of(const int8_t* codes, int64_t n) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += codes[i];
-  return sum;
-}
+/// Adds codes by the dot product with ones: whole chunks, and what is left one by one.
+class CodeSum {
+ public:
+  CodeSum() {
+    for (int p = 0; p < Simd::kParts; ++p) parts_[p] = Simd::ints(0);
+  }
+  void add(const int8_t* codes, int64_t n) {
+    if (n < kChunk) {
+      for (int64_t i = 0; i < n; ++i) rest_ += codes[i];
+      return;
+    }
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(codes);
+    for (int p = 0; p < Simd::kParts; ++p) {
+      const Simd::Partial sum =
+          Simd::dot(Simd::begin(parts_[p]), Simd::bytes(1), Simd::load(bytes + p * kPart));
+      parts_[p] = Simd::finish(parts_[p], sum);
+    }
+  }
+  int32_t total() const {
+    int32_t lanes[kTile], sum = rest_;
+    std::memcpy(lanes, parts_, sizeof lanes);
+    for (int i = 0; i < kTile; ++i) sum += lanes[i];
+    return sum;
+  }
 
-/// The scale of quantize_rows_dynamic for columns [begin, end) of a row.
-inline float dynamic_scale(const LowbitCall& call, int64_t row, int64_t begin, int64_t end) {
+ private:
+  Simd::Int parts_[Simd::kParts];
+  int32_t rest_ = 0;
+};
+
+/// The largest magnitude of columns [begin, end) of a row; a NaN if there is one.
+inline float magnitude_of(const LowbitCall& call, int64_t row, int64_t begin, int64_t end) {
+  const int64_t columns = call.weights.columns;
+  if (call.row_type == RowType::f32 && end <= columns) {
+    return largest_magnitude(static_cast<const float*>(call.x) + row * columns + begin, end - begin);
+  }
   float buffer[kChunk];
   int32_t largest = 0;  // bits of magnitudes order like integers, a NaN lies above infinity
   each_run(begin, end, [&](int64_t k, int64_t n) {
@@ -89,7 +119,12 @@ inline float dynamic_scale(const LowbitCall& call, int64_t row, int64_t begin, i
     const int32_t bits = static_cast<int32_t>(bits_from_float(magnitude));
     largest = bits > largest ? bits : largest;
   });
-  const float amax = float_of_bits32(largest);
+  return float_of_bits32(largest);
+}
+
+/// The scale of quantize_rows_dynamic for columns [begin, end) of a row.
+inline float dynamic_scale(const LowbitCall& call, int64_t row, int64_t begin, int64_t end) {
+  const float amax = magnitude_of(call, row, begin, end);
   const float step = amax == 0.0f ? 1.0f : amax / static_cast<float>(call.qmax);
   constexpr float kSmallestNormal = std::numeric_limits<float>::min();
   return step < kSmallestNormal ? kSmallestNormal : step;
@@ -120,8 +155,7 @@ inline void prepare_integer_row(const LowbitCall& call, int64_t first, int row, 
     const int64_t at = call.per_row ? first + row : 0;
     whole = call.row_scale[at];
     if (call.shift != nullptr) {
-      const int32_t zero = call.row_zero[at] - (call.row_type == RowType::u8 ? 128 : 0);
-      call.shift[first + row] = whole * static_cast<float>(zero);
+      call.shift[first + row] = call.row_zero[at] - (call.row_type == RowType::u8 ? 128 : 0);
     }
   } else if (call.per_row) {
     whole = dynamic_scale(call, first + row, 0, w.padded);
@@ -129,14 +163,14 @@ inline void prepare_integer_row(const LowbitCall& call, int64_t first, int row, 
   for (int64_t g = 0; g < w.groups; ++g) {
     const int64_t begin = g * w.group, end = begin + w.group;
     const float scale = coded || call.per_row ? whole : dynamic_scale(call, first + row, begin, end);
-    int32_t sum = 0;
+    CodeSum sum;
     each_run(begin, end, [&](int64_t k, int64_t n) {
       int8_t* to = codes + (k / kChunk * rows + row) * kChunk + k % kChunk;
       write_codes(call, first + row, k, n, scale, to);
-      sum += sum_of(to, n);
+      sum.add(to, n);
     });
     call.scale[first * w.groups + g * rows + row] = scale;
-    call.sum[first * w.groups + g * rows + row] = sum;
+    call.sum[first * w.groups + g * rows + row] = sum.total();
   }
   each_run(w.padded, depth_of(w), [&](int64_t k, int64_t n) {
     std::memset(codes + (k / kChunk * rows + row) * kChunk + k % kChunk, 0, static_cast<size_t>(n));

@@ -117,22 +117,37 @@ inline void multiply_group(const Panel& panel, const IntegerRows& high, const In
   store_tiles<kTwoRows, kTwoTiles>(acc);
 }
 
-/// total[row][column] += scale of row * scale of output * (acc - z sum), z and sum for 8 bits alone.
-template <bool kSigned>
-inline void scale_group(const LowbitWeights& w, int64_t tile, int64_t group, const IntegerRows& x,
-                        const int32_t* acc, float* total) {
+/// total[row][column] += scale of row * scale of output * (acc - z sum), z and sum for 8 bits alone; kZero:
+/// rows have zero points.
+template <bool kSigned, bool kZero>
+inline void scale_group_as(const LowbitWeights& w, int64_t tile, int64_t group, const IntegerRows& x,
+                           const int32_t* acc, float* total) {
   const __m512 scale = scales_of(w, tile, group, 0);
   const __m512i zero = zeros_of(w, tile, group, 0);
+  const __m512i weight_sums = kZero ? weight_sums_of(w, tile, group, 0) : _mm512_setzero_si512();
   const float* row_scale = x.scale + group * x.rows;
   const int32_t* row_sum = x.sum + group * x.rows;
+#pragma GCC unroll 4
   for (int r = 0; r < x.rows; ++r, acc += kTile, total += kPair) {
     __m512i sum = _mm512_load_si512(acc);
     if constexpr (!kSigned) {
-      sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, _mm512_set1_epi32(row_sum[r])));
+      const __m512i product = w.zeros == nullptr ? _mm512_set1_epi32(w.zero * row_sum[r])
+                                                 : _mm512_mullo_epi32(zero, _mm512_set1_epi32(row_sum[r]));
+      sum = _mm512_sub_epi32(sum, product);
+    }
+    if constexpr (kZero) {
+      sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(weight_sums, _mm512_set1_epi32(x.zero[r])));
     }
     const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(row_scale[r]));
     _mm512_store_ps(total, _mm512_fmadd_ps(scaled, scale, _mm512_load_ps(total)));
   }
+}
+
+template <bool kSigned>
+inline void scale_group(const LowbitWeights& w, int64_t tile, int64_t group, const IntegerRows& x,
+                        const int32_t* acc, float* total) {
+  if (x.zero != nullptr) return scale_group_as<kSigned, true>(w, tile, group, x, acc, total);
+  scale_group_as<kSigned, false>(w, tile, group, x, acc, total);
 }
 
 /// Two blocks of rows by two tiles: what every step of the walk below is about.

@@ -33,6 +33,7 @@ struct Simd {
   using Bytes = __m512i;
 
   static Int ints(int32_t v) { return _mm512_set1_epi32(v); }
+  static Int load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int mul(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
@@ -111,6 +112,7 @@ struct Simd {
   using Bytes = __m256i;
 
   static Int ints(int32_t v) { return _mm256_set1_epi32(v); }
+  static Int load_ints(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   static Int mul(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
@@ -187,6 +189,7 @@ struct Simd {
   using Bytes = uint8x16_t;
 
   static Int ints(int32_t v) { return vdupq_n_s32(v); }
+  static Int load_ints(const int32_t* p) { return vld1q_s32(p); }
   static Int add(Int a, Int b) { return vaddq_s32(a, b); }
   static Int sub(Int a, Int b) { return vsubq_s32(a, b); }
   static Int mul(Int a, Int b) { return vmulq_s32(a, b); }
@@ -271,6 +274,7 @@ struct Simd {
   static int32_t wrap(uint32_t v) { return static_cast<int32_t>(v); }
   static uint32_t bits(int32_t v) { return static_cast<uint32_t>(v); }
   static Int ints(int32_t v) { return {{v, v, v, v}}; }
+  static Int load_ints(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static Int add(Int a, Int b) {
     return each<Int>([&](int i) { return wrap(bits(a.lane[i]) + bits(b.lane[i])); });
   }

@@ -294,7 +294,9 @@ class LowbitMatrix:
     instruction set; products in float do not.
     """
 
-    def __init__(self, codes: Array, scale: Array, zero_point: Array | None, group: int, bits: int) -> None:
+    def __init__(
+        self, codes: Array, scale: Array, zero_point: Array | None, group: int, bits: int, sums: bool = False
+    ) -> None:
         """Pack a matrix; nothing of the arguments is kept.
 
         Args:
@@ -303,6 +305,7 @@ class LowbitMatrix:
             zero_point: int32 of the same shape, within the codes' range; None for 0.
             group: Columns of a scale, a multiple of 32 up to 32768.
             bits: 2, 3, 4 or 8.
+            sums: Whether activations may have zero points; costs 4 bytes a scale.
 
         Raises:
             ValueError: A code or zero point does not fit.

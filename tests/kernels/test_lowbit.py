@@ -280,7 +280,7 @@ def test_scales_are_kept_in_16_bits_where_nothing_is_lost(scale: float, bytes_ea
     t = weight("int4/g32/sym", 256, 512)
     even = QTensor(t.codes, torch.full_like(t.scale, scale), None, t.spec, t.shape)
     size = lowbit.layout_bytes(pack(even)) - 256 * 512 // 2
-    assert size == 256 * 16 * bytes_each + 256 * 4 + 256 * 16  # scales, sums, room for zero points
+    assert size == 256 * 16 * bytes_each + 256 * 16  # scales, room for zero points
     x = noise(1, 512)
     assert_close(lowbit.linear_float(x, pack(even), None), x, exact_weight(even), torch.zeros(256))
 
@@ -326,7 +326,7 @@ def test_packing_refuses(wrong: dict[str, object], sentence: str) -> None:
 
 def test_calls_refuse() -> None:
     m = native.LowbitMatrix(torch.zeros(4, 64, dtype=torch.int8), torch.ones(4, 2), None, 32, 4)
-    x, out = noise(2, 64), torch.empty(2, 4)
+    x, out, zero = noise(2, 64), torch.empty(2, 4), torch.ones(1, dtype=torch.int32)
     for sentence, call in (
         ("`x` has shape (2, 63)", lambda: m.linear_float(noise(2, 63), None, out)),
         ("`out` has shape (2, 5)", lambda: m.linear_float(x, None, torch.empty(2, 5))),
@@ -334,6 +334,7 @@ def test_calls_refuse() -> None:
         ("`activation` is 'tanh'", lambda: m.linear_float(x, None, out, "tanh")),
         ("`qmax` is 0", lambda: m.linear_dynamic(x, 0, True, None, out)),
         ("float16", lambda: m.linear_float(x.half(), None, out)),
+        ("made with `sums`", lambda: m.linear_codes(x.to(torch.int8), torch.ones(1), zero, None, out)),
         ("`scale` has 3 values", lambda: m.linear_codes(x.to(torch.int8), torch.ones(3), None, None, out)),
     ):
         with pytest.raises(ValueError) as caught:

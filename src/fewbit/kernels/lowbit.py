@@ -8,6 +8,7 @@ how many rows are multiplied together may change its last bits, as may the instr
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,19 @@ _FEW_ROWS = 48  # without matrix tiles more rows are faster in torch's product, 
 
 def has_layout(matrix: PackedMatrix) -> bool:
     """Whether the packed layout can hold this matrix: integers of at most 8 bits, groups of a multiple of 32."""
-    spec, grain = matrix.spec, matrix.spec.granularity
-    if not spec.format.is_integer or spec.bits > 8 or 0 in matrix.shape:
+    return 0 not in matrix.shape and _has_layout(matrix.spec.text)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_layout(text: str) -> bool:
+    return _has_layout_cached(text)
+
+
+@functools.cache
+def _has_layout_cached(text: str) -> bool:
+    spec = QSpec.parse(text)
+    grain = spec.granularity
+    if not spec.format.is_integer or spec.bits > 8:
         return False
     return grain in (PerTensor(), PerChannel(0)) or (isinstance(grain, PerGroup) and grain.size % BLOCK == 0)
 
@@ -41,7 +53,18 @@ def has_layout(matrix: PackedMatrix) -> bool:
 def takes_dynamic(spec: QSpec, matrix: PackedMatrix) -> bool:
     """Whether :func:`linear_dynamic` computes this layer: symmetric signed activations of at most 8 bits, a scale for
     each token or group."""
-    if not has_layout(matrix) or not isinstance(spec.granularity, PerToken | PerGroup):
+    return has_layout(matrix) and _takes_rows(spec.text)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _takes_rows(text: str) -> bool:
+    return _takes_rows_cached(text)
+
+
+@functools.cache
+def _takes_rows_cached(text: str) -> bool:
+    spec = QSpec.parse(text)
+    if not isinstance(spec.granularity, PerToken | PerGroup):
         return False
     return spec.symmetric and spec.format.is_integer and spec.format.qmin < 0 and spec.bits <= 8 and spec.qmax > 0
 
@@ -77,7 +100,7 @@ def linear_float(x: Tensor, matrix: PackedMatrix, bias: Tensor | None, activatio
         return _activated(F.linear(x, weight, None if bias is None else bias.to(x.dtype)), activation)
     rows, out = _rows_and_output(x, matrix)
     _layout(matrix, 0).linear_float(rows, _single(bias), out, activation)
-    return out.reshape(*x.shape[:-1], matrix.shape[0]).to(x.dtype)
+    return _like_input(out, x)
 
 
 def linear_dynamic(x: Tensor, spec: QSpec, matrix: PackedMatrix, bias: Tensor | None, activation: str = "") -> Tensor:
@@ -101,7 +124,7 @@ def linear_dynamic(x: Tensor, spec: QSpec, matrix: PackedMatrix, bias: Tensor | 
         return _activated(_slow_dynamic(x, spec, matrix, bias, group), activation).to(x.dtype)
     rows, out = _rows_and_output(x, matrix)
     _layout(matrix, group).linear_dynamic(rows, int(spec.qmax), not group, _single(bias), out, activation)
-    return out.reshape(*x.shape[:-1], matrix.shape[0]).to(x.dtype)
+    return _like_input(out, x)
 
 
 def linear_codes(
@@ -112,7 +135,7 @@ def linear_codes(
     if x_zero_point is None and x.dtype == torch.uint8:
         x_zero_point = torch.zeros(x_scale.shape, dtype=torch.int32)
     zero = None if x_zero_point is None else x_zero_point.contiguous()
-    _layout(matrix, 0).linear_codes(x.contiguous(), x_scale.contiguous(), zero, _single(bias), out)
+    _layout(matrix, 0, zero is not None).linear_codes(x.contiguous(), x_scale.contiguous(), zero, _single(bias), out)
     return out
 
 
@@ -193,26 +216,34 @@ def _compiled(x: Tensor, matrix: PackedMatrix) -> bool:
 
 
 def _rows_and_output(x: Tensor, matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
-    if x.shape[-1] != matrix.shape[1]:
-        raise FewbitError(f"a linear layer of {matrix.shape[1]} inputs got {x.shape[-1]}")
-    rows = x.detach().reshape(-1, matrix.shape[1])
+    rows, (outputs, columns) = x.detach(), matrix.shape
+    if x.shape[-1] != columns:
+        raise FewbitError(f"a linear layer of {columns} inputs got {x.shape[-1]}")
+    if x.dim() != 2:
+        rows = rows.reshape(-1, columns)
     if rows.dtype == torch.float16:
         rows = rows.to(torch.float32)
-    return rows.contiguous(), torch.empty(rows.shape[0], matrix.shape[0], dtype=rows.dtype)
+    return rows.contiguous(), torch.empty(rows.shape[0], outputs, dtype=rows.dtype)
 
 
-def _layout(matrix: PackedMatrix, group: int) -> Any:
-    """The packed layout, cut into groups of ``group`` (0: the weight's own)."""
+def _like_input(out: Tensor, x: Tensor) -> Tensor:
+    if x.dim() != 2:
+        out = out.reshape(*x.shape[:-1], out.shape[-1])
+    return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+def _layout(matrix: PackedMatrix, group: int, sums: bool = False) -> Any:
+    """The packed layout, cut into groups of ``group`` (0: its own); with sums where activations have zero points."""
     native = dispatch._native
     assert native is not None
     threads.follow_torch(native)
-    key = (matrix.spec.text, "lowbit", group)
-    return prepared(matrix.codes, (matrix.scale, matrix.zero_point), key, lambda: _pack(native, matrix, group))
+    key = (matrix.spec.text, "lowbit", group, sums)
+    return prepared(matrix.codes, (matrix.scale, matrix.zero_point), key, lambda: _pack(native, matrix, group, sums))
 
 
-def _pack(native: Any, matrix: PackedMatrix, group: int) -> Any:
+def _pack(native: Any, matrix: PackedMatrix, group: int, sums: bool) -> Any:
     g = regrouped(matrix, group)
-    return native.LowbitMatrix(g.codes, g.scale, g.zero_point, g.group, _LAYOUT_BITS[matrix.spec.bits])
+    return native.LowbitMatrix(g.codes, g.scale, g.zero_point, g.group, _LAYOUT_BITS[matrix.spec.bits], sums)
 
 
 def _single(bias: Tensor | None) -> Tensor | None:

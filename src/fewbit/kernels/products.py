@@ -15,12 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fewbit.kernels import onednn, portable, reference
+from fewbit.kernels import lowbit, onednn, portable, reference
 from fewbit.kernels.dispatch import forced_isa
 from fewbit.kernels.prepared import prepared
 from fewbit.kernels.weights import IntegerMatrix, PackedMatrix, integer_matrix
 
 T = TypeVar("T")
+_FEW_ROWS = 64  # up to here the low-bit kernels are faster than oneDNN for codes of 8 bits
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ def linear(
     zero = x_zero_point.reshape(-1, 1) if x_zero_point is not None and x_zero_point.dim() else x_zero_point
     if rows.shape[0] == 0:
         result = torch.zeros(0, matrix.shape[0], device=x.device)
+    elif _lowbit(rows, matrix):
+        zeros = None if zero is None else zero.reshape(-1).expand(scale.numel())
+        result = lowbit.linear_codes(rows, scale.reshape(-1), zeros, matrix, bias)
+        return result.reshape(*x.shape[:-1], matrix.shape[0])
     elif _fast(x, matrix):
         result = _onednn_linear(rows, scale, zero, matrix, bias)
         return result.reshape(*x.shape[:-1], matrix.shape[0])
@@ -118,6 +123,15 @@ def out_shape(spatial: Sequence[int], geometry: Geometry) -> list[int]:
 def _fast(x: Tensor, matrix: PackedMatrix) -> bool:
     narrow = x.dtype in (torch.int8, torch.uint8) and matrix.spec.bits <= 8
     return narrow and x.device.type == "cpu" and forced_isa() not in ("reference", "portable") and onednn.available()
+
+
+def _lowbit(rows: Tensor, matrix: PackedMatrix) -> bool:
+    """Whether the low-bit kernels are the right ones: always for several scales a row or where oneDNN is not exact, and
+    for few rows, which they read the weights for faster."""
+    if forced_isa() in ("reference", "portable") or not lowbit.serves_codes(rows, matrix):
+        return False
+    grouped = matrix.scale.dim() == 2 and matrix.scale.shape[1] > 1
+    return grouped or matrix.spec.bits < 8 or rows.shape[0] <= _FEW_ROWS or not _fast(rows, matrix)
 
 
 def _prepared(matrix: PackedMatrix, key: Hashable, build: Callable[[], T]) -> T:

@@ -100,7 +100,7 @@ class QuantizedWeight(nn.Module):
             if lowbit.has_layout(matrix) and not (x.requires_grad and torch.is_grad_enabled()):
                 return ops.linear_float(x, matrix, bias)
             return F.linear(x, ops.dequantized(matrix).to(x.dtype), _like(bias, x))
-        if isinstance(quantizer, DynamicQuantizer) and _fused(quantizer.spec, matrix):
+        if isinstance(quantizer, DynamicQuantizer) and lowbit.takes_dynamic(quantizer.spec, matrix):
             return ops.linear_dynamic(x, quantizer.spec, matrix, bias)
         codes, scale, zero_point = quantizer(x)
         return ops.linear(codes, scale, zero_point, matrix, _single(bias)).to(x.dtype)
@@ -171,11 +171,6 @@ class QuantizedWeight(nn.Module):
     def extra_repr(self) -> str:
         """Spec and shape."""
         return f"{self.packed.spec}, shape={self.packed.matrix_shape}"
-
-
-def _fused(spec: QSpec, matrix: PackedMatrix) -> bool:
-    """Whether one kernel quantizes the activations and multiplies them."""
-    return lowbit.takes_dynamic(spec, matrix)
 
 
 def _float_conv(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
