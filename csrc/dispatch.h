@@ -73,6 +73,15 @@ struct DescentProblem {
 enum class Peak { float32, int8, tiles };
 
 struct LowbitKernels;  // csrc/lowbit.h
+/// A histogram for csrc/kl_search.h: counts[bins], and running sums [bins + 1] of the counts, of the bins
+/// that hold any, and of count log count.
+struct Histogram {
+  int64_t bins;
+  const double *counts, *mass, *filled, *h_log_h;
+};
+
+/// Columns of a panel of csrc/gram.h.
+inline constexpr int64_t kPanel = 48;
 
 struct Kernels {
   const char* isa;
@@ -92,6 +101,12 @@ struct Kernels {
                            float worth_another, Bounds bounds, float* lo, float* hi);
   double (*peak)(Peak what, int64_t rounds);
   uint64_t (*read_memory)(const uint64_t* data, int64_t count);
+  void (*rebin_rows)(int64_t* counts, Shape shape, const int64_t* doublings);
+  void (*log_sums)(const double* counts, int64_t bins, double* h_log_h);
+  void (*kl_divergences)(const Histogram& h, const int64_t* start, const int64_t* stop, int64_t windows,
+                         int64_t levels, double smoothing, double* scratch, double* out);
+  void (*pack_panel)(const float* x, int64_t rows, int64_t cols, int64_t first, float* panel);
+  void (*multiply_panels)(const float* a, const float* b, int64_t rows, double* tile);
   void (*pack)(const uint8_t* codes, int64_t count, int bits, uint8_t* out);
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
   /// The error of every candidate, [rows][candidates], as if no column made up for another.

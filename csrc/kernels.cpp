@@ -8,13 +8,16 @@
 // copy, and an old processor would then meet an instruction it does not know.
 #include "dispatch.h"
 #include "gptq.h"
+#include "gram.h"
 #include "histogram.h"
+#include "kl_search.h"
 #include "minmax.h"
 #include "minmax_quantize.h"
 #include "mse_search.h"
 #include "pack.h"
 #include "peak.h"
 #include "quantize.h"
+#include "rebin.h"
 #include "refine_clip.h"
 #include "unpack.h"
 
@@ -37,6 +40,11 @@ const Kernels kernels = {
     refine_clip_rows,
     peak,
     read_memory,
+    rebin_rows,
+    log_sums,
+    kl_divergences,
+    pack_panel,
+    multiply_panels,
     pack,
     unpack,
     weigh,

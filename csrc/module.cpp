@@ -183,6 +183,48 @@ void pack(const Input& codes, int32_t bits, const Output& out) {
   passes::pack(*active, from, count, bits, to);
 }
 
+void rebin_rows(const Output& counts, const Input& doublings) {
+  const Shape shape = matrix_shape(counts, "counts");
+  int64_t* from = memory<int64_t>(counts, "counts", {shape.rows, shape.cols});
+  const int64_t* grown = values<int64_t>(doublings, "doublings", {shape.rows});
+  const nb::gil_scoped_release free;
+  passes::rebin_rows(*active, from, shape, grown);
+}
+
+void kl_divergences(const Input& counts, const Input& start, const Input& stop, int64_t levels,
+                    double smoothing, const Output& out) {
+  check_layout(counts, "counts", 1);
+  check_layout(start, "start", 1);
+  const int64_t bins = static_cast<int64_t>(counts.size()), windows = static_cast<int64_t>(start.size());
+  const double* from = values<double>(counts, "counts", {bins});
+  const int64_t* starts = values<int64_t>(start, "start", {windows});
+  const int64_t* stops = values<int64_t>(stop, "stop", {windows});
+  double* to = memory<double>(out, "out", {windows});
+  if (levels < 1 || levels > kMaxBins) refuse("`levels` must be from 1 to 2^22");
+  for (int64_t w = 0; w < windows; ++w) {
+    if (starts[w] < 0 || stops[w] > bins || stops[w] - starts[w] < levels) {
+      refuse("window " + std::to_string(w) + " must lie in the histogram and have a bin for every level");
+    }
+  }
+  const nb::gil_scoped_release free;
+  passes::kl_divergences(*active, from, bins, starts, stops, windows, levels, smoothing, to);
+}
+
+void add_gram(const Input& x, const Output& sums) {
+  const Shape shape = matrix_shape(x, "x");
+  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
+  check_shape(sums, "sums", {shape.cols, shape.cols});
+  const bool is_double = sums.dtype() == nb::dtype<double>();
+  if (!is_double) check_dtype<float>(sums, "sums");
+  void* to = sums.data();
+  const nb::gil_scoped_release free;
+  if (is_double) {
+    passes::add_gram(*active, from, shape, static_cast<double*>(to));
+  } else {
+    passes::add_gram(*active, from, shape, static_cast<float*>(to));
+  }
+}
+
 double peak(const std::string& what, int64_t pieces, int64_t rounds) {
   const Peak unit = what == "float32" ? Peak::float32 : what == "int8" ? Peak::int8 : Peak::tiles;
   if (unit == Peak::tiles && what != "tiles")
@@ -238,6 +280,10 @@ NB_MODULE(_native, m) {
         "bits"_a, "scale"_a, "zp"_a.none(), "out"_a);
   m.def("refine_clip_rows", &fewbit::refine_clip_rows, "x"_a, "moves"_a, "rounds"_a, "worth_another"_a,
         "qmin"_a, "qmax"_a, "lo"_a, "hi"_a);
+  m.def("rebin_rows", &fewbit::rebin_rows, "counts"_a, "doublings"_a);
+  m.def("kl_divergences", &fewbit::kl_divergences, "counts"_a, "start"_a, "stop"_a, "levels"_a, "smoothing"_a,
+        "out"_a);
+  m.def("add_gram", &fewbit::add_gram, "x"_a, "sums"_a);
   m.def("peak", &fewbit::peak, "what"_a, "pieces"_a, "rounds"_a);
   m.def("read_memory", &fewbit::read_memory, "data"_a);
   m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);

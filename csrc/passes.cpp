@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "split.h"
@@ -134,6 +136,90 @@ void refine_clip_rows(const Kernels& with, const float* x, Shape shape, const fl
                           bounds, lo + first, hi + first);
   });
 }
+
+void rebin_rows(const Kernels& with, int64_t* counts, Shape shape, const int64_t* doublings) {
+  for_rows(shape, kStream, [&](int64_t first, int64_t rows, int) {
+    with.rebin_rows(counts + first * shape.cols, {rows, shape.cols}, doublings + first);
+  });
+}
+
+void kl_divergences(const Kernels& with, const double* counts, int64_t bins, const int64_t* start,
+                    const int64_t* stop, int64_t windows, int64_t levels, double smoothing, double* out) {
+  std::vector<double> mass(static_cast<size_t>(bins + 1)), filled(mass), h_log_h(mass);
+  for (size_t k = 0; k < static_cast<size_t>(bins); ++k) {
+    mass[k + 1] = mass[k] + counts[k];
+    filled[k + 1] = filled[k] + (counts[k] > 0.0 ? 1.0 : 0.0);
+  }
+  with.log_sums(counts, bins, h_log_h.data());
+  const Histogram histogram{bins, counts, mass.data(), filled.data(), h_log_h.data()};
+  const int64_t each = std::max<int64_t>(1, kCount / 16 / (levels + 16));
+  const int slots = threads();
+  std::vector<double> scratch(static_cast<size_t>(3 * levels * slots));
+  const auto search = [&](int64_t piece, int slot) {
+    const int64_t first = piece * each;
+    with.kl_divergences(histogram, start + first, stop + first, std::min(each, windows - first), levels,
+                        smoothing, scratch.data() + 3 * levels * slot, out + first);
+  };
+  parallel_for((windows + each - 1) / each, search, slots);
+}
+
+namespace {
+
+constexpr std::align_val_t kLine{64};
+
+struct AlignedDelete {
+  void operator()(float* values) const { ::operator delete[](values, kLine); }
+};
+
+constexpr int64_t kGramRows = 2048;  // rows packed at a time
+constexpr int64_t kGramBlock = 4;    // panels across a piece: those of one side stay in the second cache
+
+/// Adds the products of panels i and j to both of their places in the sums.
+template <class Sum>
+void add_tile(const double* tile, int64_t i, int64_t j, int64_t cols, Sum* sums) {
+  const int64_t row = i * kPanel, col = j * kPanel;
+  const int64_t height = std::min(kPanel, cols - row), width = std::min(kPanel, cols - col);
+  for (int64_t r = 0; r < height; ++r) {
+    for (int64_t c = 0; c < width; ++c)
+      sums[(row + r) * cols + col + c] += static_cast<Sum>(tile[r * kPanel + c]);
+  }
+  if (i == j) return;
+  for (int64_t c = 0; c < width; ++c) {
+    for (int64_t r = 0; r < height; ++r)
+      sums[(col + c) * cols + row + r] += static_cast<Sum>(tile[r * kPanel + c]);
+  }
+}
+
+}  // namespace
+
+template <class Sum>
+void add_gram(const Kernels& with, const float* x, Shape shape, Sum* sums) {
+  const int64_t panels = (shape.cols + kPanel - 1) / kPanel, blocks = (panels + kGramBlock - 1) / kGramBlock;
+  // Aligned, as a vector that lies across two lines of the cache takes two readings.
+  const auto count = static_cast<size_t>(panels * std::min(shape.rows, kGramRows) * kPanel);
+  const std::unique_ptr<float[], AlignedDelete> packed(new (kLine) float[count]);
+  for (int64_t first = 0; first < shape.rows; first += kGramRows) {
+    const int64_t rows = std::min(kGramRows, shape.rows - first);
+    parallel_for(panels, [&](int64_t p, int) {
+      with.pack_panel(x + first * shape.cols, rows, shape.cols, p * kPanel, packed.get() + p * rows * kPanel);
+    });
+    parallel_for(blocks * blocks, [&](int64_t piece, int) {
+      const int64_t above = piece / blocks * kGramBlock, left = piece % blocks * kGramBlock;
+      if (left < above) return;  // the other half
+      double tile[kPanel * kPanel];
+      for (int64_t j = left; j < std::min(left + kGramBlock, panels); ++j) {
+        for (int64_t i = above; i < std::min(above + kGramBlock, j + 1); ++i) {
+          with.multiply_panels(packed.get() + i * rows * kPanel, packed.get() + j * rows * kPanel, rows,
+                               tile);
+          add_tile(tile, i, j, shape.cols, sums);
+        }
+      }
+    });
+  }
+}
+
+template void add_gram(const Kernels& with, const float* x, Shape shape, float* sums);
+template void add_gram(const Kernels& with, const float* x, Shape shape, double* sums);
 
 double peak(const Kernels& with, Peak what, int64_t pieces, int64_t rounds) {
   std::vector<double> done(static_cast<size_t>(pieces));

@@ -162,6 +162,36 @@ def refine_clip_rows(
         hi: float32 [R], the upper ends, changed.
     """
 
+def rebin_rows(counts: Array, doublings: Array) -> None:
+    """Counts after the range doubled: bin j from the middle, ``B // 2``, goes to ``floor(j / 2^k)``, in place.
+
+    Args:
+        counts: int64 [R, B].
+        doublings: int64 [R], k of each row; 0 or less leaves it.
+    """
+
+def kl_divergences(counts: Array, start: Array, stop: Array, levels: int, smoothing: float, out: Array) -> None:
+    """``KL(P || Q)`` of windows ``[start, stop)`` of a histogram; see ``fewbit.calibrate.entropy``.
+
+    Args:
+        counts: float64 [B].
+        start: int64 [W].
+        stop: int64 [W]; a window has at least ``levels`` bins.
+        levels: Levels of Q.
+        smoothing: Share of the uniform distribution in Q.
+        out: float64 [W], infinite for a window without counts.
+    """
+
+def add_gram(x: Array, sums: Array) -> None:
+    """``sums += xᵀ x``, exactly symmetric; products in float32, in float64 beyond 512 rows.
+
+    Sets of instructions differ in the last bits: those with a fused multiply-add round once.
+
+    Args:
+        x: float32 [R, C].
+        sums: float32 or float64 [C, C], added to.
+    """
+
 def peak(what: str, pieces: int, rounds: int) -> float:
     """Do as many multiply-adds as the processor can, to measure it; the number of operations, two a multiply-add.
 

@@ -150,6 +150,15 @@ def results() -> Iterator[tuple[str, Tensor]]:
             yield f"mse near {symmetric}", torch.stack(searched(x, neighbours, symmetric, -8, 7))
         if cols:
             yield "refined clips", torch.stack(refined(x, 0, 15))
+    counts = torch.randint(0, 99, (700,), generator=torch.Generator().manual_seed(1))
+    for levels in (1, 7, 128):
+        start, stop = torch.arange(40), 700 - torch.arange(40)
+        found = torch.full((40,), 7.0, dtype=torch.float64)
+        native.kl_divergences(counts.double(), start, stop, levels, 1e-4, found)
+        yield "kl divergences", found
+    grown = counts.reshape(7, 100).clone()
+    native.rebin_rows(grown, torch.arange(7))
+    yield "rebinned", grown
     for bits, count in itertools.product(range(1, 9), (0, 7, 64, 1001)):
         yield f"pack {bits}", packed(packed_bytes(8, count), bits)
     for bits, signed, count in itertools.product(range(1, 9), (False, True), (0, 7, 64, 1001)):

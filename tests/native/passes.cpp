@@ -108,6 +108,49 @@ void check_one_pass(const Kernels& with, Shape shape, Digests& digests) {
   }
 }
 
+void check_histograms(const Kernels& with, int64_t bins, int64_t levels, Digests& digests) {
+  Random random(12);
+  Memory<int64_t> counts(3 * bins), doublings(3);
+  Memory<double> weights(bins), found(20);
+  Memory<int64_t> start(20), stop(20);
+  for (int64_t k = 0; k < 3 * bins; ++k) counts[k] = random.below(1 << 20);
+  for (int64_t k = 0; k < bins; ++k) weights[k] = static_cast<double>(random.below(3) * random.below(1000));
+  for (int64_t r = 0; r < 3; ++r) doublings[r] = 4 * r;
+  for (int64_t w = 0; w < 20; ++w) {
+    start[w] = random.below(bins - levels + 1);
+    stop[w] = start[w] + levels + random.below(bins - levels - start[w] + 1);
+  }
+  passes::rebin_rows(with, counts.data(), {3, bins}, doublings.data());
+  digests.add("rebin_rows", counts);
+  passes::kl_divergences(with, weights.data(), bins, start.data(), stop.data(), 20, levels, 1e-4,
+                         found.data());
+  digests.add("kl_divergences", found);
+}
+
+/// A set with a fused multiply-add rounds otherwise, so each is compared with double sums and none enters the
+/// digests.
+void check_gram(const Kernels& with, Shape shape, Digests& digests) {
+  Memory<float> x = tame(shape.rows * shape.cols, 13), sums(shape.cols * shape.cols);
+  Memory<double> doubles(shape.cols * shape.cols);
+  Memory<int32_t> wrong(1);
+  wrong[0] = 0;
+  for (int64_t k = 0; k < sums.size(); ++k) doubles[k] = sums[k] = 1.0f;
+  passes::add_gram(with, x.data(), shape, sums.data());
+  passes::add_gram(with, x.data(), shape, doubles.data());
+  for (int64_t i = 0; i < shape.cols; ++i) {
+    for (int64_t j = 0; j < shape.cols; ++j) {
+      double wanted = 1.0;
+      for (int64_t r = 0; r < shape.rows; ++r) {
+        wanted += static_cast<double>(x[r * shape.cols + i]) * static_cast<double>(x[r * shape.cols + j]);
+      }
+      const double off = doubles[i * shape.cols + j] - wanted, off32 = sums[i * shape.cols + j] - wanted;
+      const double bound = 1e-5 * (1.0 + static_cast<double>(shape.rows));
+      if (!(off < bound && -off < bound && off32 < bound && -off32 < bound)) ++wrong[0];
+    }
+  }
+  digests.add("add_gram", wrong);
+}
+
 void check_packing(const Kernels& with, int64_t count, Digests& digests) {
   Random random(11);
   Memory<uint8_t> codes(count);
@@ -131,6 +174,13 @@ void check_passes(const Kernels& with, Digests& digests) {
     check_ranges(with, shape, digests);
     check_search(with, shape, digests);
     check_one_pass(with, shape, digests);
+  }
+  check_histograms(with, 1, 1, digests);
+  check_histograms(with, 700, 9, digests);
+  check_histograms(with, 513, 128, digests);
+  for (const Shape shape :
+       {Shape{0, 5}, Shape{1, 1}, Shape{3, 47}, Shape{130, 49}, Shape{7, 250}, Shape{600, 10}}) {
+    check_gram(with, shape, digests);
   }
   for (const int64_t count : {0, 1, 7, 8, 9, 64, 1001, 65536, 65543}) check_packing(with, count, digests);
 }

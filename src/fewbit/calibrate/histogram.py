@@ -115,25 +115,16 @@ class Histogram(Statistic):
     def _absorb(self, other: Self) -> None:
         wanted = torch.maximum(self.exponent, other.exponent)
         self._widen(wanted)
-        self.counts += _rebinned(other.counts, wanted - other.exponent)
+        self.counts += dispatch.rebin_rows(other.counts.clone(), wanted - other.exponent)
 
     def _widen(self, wanted: Tensor) -> None:
         """Double the ranges until ``exponent`` is ``wanted``."""
         grown = (wanted > self.exponent).nonzero().squeeze(1)
         if len(grown):
-            self.counts[grown] = _rebinned(self.counts[grown], (wanted - self.exponent)[grown])
+            self.counts[grown] = dispatch.rebin_rows(self.counts[grown], (wanted - self.exponent)[grown])
             self.exponent = wanted
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
     """``2^exponent`` in float64, exact: the exponent field of IEEE 754 alone."""
     return ((exponent + 1023) << 52).view(torch.float64)
-
-
-def _rebinned(counts: Tensor, doublings: Tensor) -> Tensor:
-    """``counts [n, B]`` after ``doublings [n]``: bin j from the middle goes to ``floor(j / 2^k)``."""
-    bins = counts.shape[1]
-    from_middle = torch.arange(bins) - bins // 2
-    shift = doublings.clamp(max=62).unsqueeze(1)
-    target = torch.bitwise_right_shift(from_middle, shift) + bins // 2
-    return torch.zeros_like(counts).scatter_add_(1, target, counts)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import FewbitError
-from fewbit.kernels import reference, threads
+from fewbit.kernels import reference, reference_kl, threads
 from fewbit.numbers import packing
 from fewbit.numbers.spec import QSpec
 
@@ -141,6 +141,38 @@ def refine_clip_rows(
     lo, hi = lo.clone(), hi.clone()
     _native.refine_clip_rows(x, moves, rounds, worth_another, qmin, qmax, lo, hi)
     return lo, hi
+
+
+def add_gram(sums: Tensor, x: Tensor) -> None:
+    """``sums += xᵀ x``, in place, for floating ``x [R, C]``; see the reference.
+
+    Args:
+        sums: float32 or float64 ``[C, C]``.
+        x: ``[R, C]``; the products are in float32.
+    """
+    x = x.detach().to(torch.float32).contiguous()
+    if _native is None or not _fits(sums, x) or sums.dtype not in (torch.float32, torch.float64):
+        reference.add_gram(sums, x)
+    else:
+        _native.add_gram(x, sums)
+
+
+def rebin_rows(counts: Tensor, doublings: Tensor) -> Tensor:
+    """``counts [R, B]`` after ``doublings [R]`` of the range, changed in place where that can be; see the reference."""
+    if _native is None or not _fits(counts, doublings):
+        return reference.rebin_rows(counts, doublings)
+    _native.rebin_rows(counts, doublings)
+    return counts
+
+
+def kl_divergences(counts: Tensor, start: Tensor, stop: Tensor, levels: int, smoothing: float) -> Tensor:
+    """``KL(P || Q)`` of each window of a histogram, float64 ``[W]``; see the reference."""
+    counts, start, stop = counts.contiguous(), start.contiguous(), stop.contiguous()
+    if _native is None or not _fits(counts, start, stop):
+        return reference_kl.kl_divergences(counts, start, stop, levels, smoothing)
+    out = torch.empty(len(start), dtype=torch.float64)
+    _native.kl_divergences(counts, start, stop, levels, smoothing, out)
+    return out
 
 
 def minmax_quantize_rows(x: Tensor, spec: QSpec, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:

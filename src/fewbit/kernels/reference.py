@@ -179,6 +179,21 @@ def histogram_rows(x: Tensor, inv_width: Tensor, counts: Tensor) -> None:
     counts.scatter_add_(1, index, torch.ones_like(index))
 
 
+def add_gram(sums: Tensor, x: Tensor) -> None:
+    """``sums [C, C] += xᵀ x`` for float32 ``x [R, C]``, whichever way torch multiplies."""
+    with torch.autocast(x.device.type, enabled=False):  # the caller may run under one; the sums must stay exact
+        sums += x.T @ x
+
+
+def rebin_rows(counts: Tensor, doublings: Tensor) -> Tensor:
+    """``counts [R, B]`` after ``doublings [R]`` of the range: bin j from the middle goes to ``floor(j / 2^k)``."""
+    bins = counts.shape[1]
+    from_middle = torch.arange(bins) - bins // 2
+    shift = doublings.clamp(min=0, max=62).unsqueeze(1)
+    target = torch.bitwise_right_shift(from_middle, shift) + bins // 2
+    return torch.zeros_like(counts).scatter_add_(1, target, counts)
+
+
 def mse_search_rows(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
     """The clip of each row of ``[R, C]`` with the least squared error, among fractions of its own range.
 
