@@ -17,10 +17,6 @@ writes ``benchmarks/results/calibration_cost.md`` and ``.json``.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,13 +27,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from _results import write
 from torch import Tensor
 from torch.ao.quantization import HistogramObserver
 
-import fewbit
 from fewbit import calibrate
 from fewbit.calibrate.statistic import Statistic
-from fewbit.kernels import dispatch
 from fewbit.numbers.spec import QSpec
 
 SHAPE, BATCHES = (1, 64, 112, 112), 100
@@ -45,7 +40,6 @@ SPEC = QSpec.parse("uint8/tensor/asym")
 KINDS = ("after ReLU", "two-sided")
 OBSERVER, SHARED = "torch HistogramObserver", "all, shared"
 BAR_RATIO, BAR_MIB, BAR_NAMES = 1.5, 64.0, ("entropy", "percentile")
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Contender(Protocol):
@@ -170,26 +164,6 @@ def memory(name: str, kind: str) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": dispatch.backend(),
-        "fewbit": fewbit.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
     one_round(kind)  # warms up allocators and kernels
     taken = [one_round(kind) for _ in range(rounds)]
@@ -212,7 +186,7 @@ def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(about: dict[str, Any], rows: list[dict[str, Any]], rounds: int) -> str:
+def markdown(rows: list[dict[str, Any]], rounds: int) -> str:
     lines = [
         "# What calibration costs",
         "",
@@ -229,9 +203,8 @@ def markdown(about: dict[str, Any], rows: list[dict[str, Any]], rounds: int) -> 
         )
     held = "held" if all(within_bar(r) for r in rows) else "**missed**"
     bar = f"at most {BAR_MIB:.0f} MiB above the base and {BAR_RATIO} of HistogramObserver's time"
-    lines += ["", f"The bar for {' and '.join(BAR_NAMES)}: {bar}. It is {held}.", ""]
-    lines += [f"- {key}: {value}" for key, value in about.items()]
-    return "\n".join(lines) + "\n"
+    lines += ["", f"The bar for {' and '.join(BAR_NAMES)}: {bar}. It is {held}."]
+    return "\n".join(lines)
 
 
 def within_bar(row: dict[str, Any]) -> bool:
@@ -248,13 +221,7 @@ def main() -> None:
         print(memory_here(*arguments.memory))
         return
     rows = [row for kind in KINDS for row in measure(kind, arguments.rounds)]
-    about = machine()
-    text = markdown(about, rows, arguments.rounds)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "calibration_cost.md").write_text(text, encoding="utf-8")
-    document = {"machine": about, "rounds": arguments.rounds, "rows": rows}
-    (RESULTS / "calibration_cost.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    print(text)
+    write("calibration_cost", markdown(rows, arguments.rounds), {"rounds": arguments.rounds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def kernel_choice() -> dict[str, str]:
     """What each family of kernels runs on: an instruction set, a library, or the reference."""
     return {
         "passes of quantizing": dispatch.backend(),
-        "int8 products": f"oneDNN in torch {torch.__version__}" if onednn.available() else "float64 units",
+        "layers of 8 bits and fewer": dispatch.backend(),
+        "static int8 products": f"oneDNN in torch {torch.__version__}" if onednn.available() else "float64 units",
     }
 
 

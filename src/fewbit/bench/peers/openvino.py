@@ -32,10 +32,11 @@ class _Maker:
 
     def __init__(self, ov: Any, case: Case) -> None:
         self.ov, self.case, self.core = ov, case, ov.Core()
+        self.kept: list[Any] = []  # arrays whose memory OpenVINO may read later
         self.opset = importlib.import_module("openvino.opset13")
 
     def float32(self) -> Any:
-        return self._model(self.opset.constant(self.case.weight.numpy()))
+        return self._model(self._constant(self.case.weight.numpy()))
 
     def compressed(self) -> Any:
         """Codes, converted and scaled in the graph: the pattern that the plugin keeps compressed."""
@@ -52,11 +53,15 @@ class _Maker:
             )
             constant = op.constant(tensor)
         else:
-            constant = op.constant(codes)
+            constant = self._constant(codes)
         wide = op.convert(constant, np.float16)
-        scaled = op.multiply(wide, op.constant(scale.to(torch.float16).numpy()))
-        flat = op.reshape(scaled, op.constant(np.array([case.n, case.k])), special_zero=False)
+        scaled = op.multiply(wide, self._constant(scale.to(torch.float16).numpy()))
+        flat = op.reshape(scaled, self._constant(np.array([case.n, case.k])), special_zero=False)
         return self._model(op.convert(flat, np.float32))
+
+    def _constant(self, array: np.ndarray[Any, Any]) -> Any:
+        self.kept.append(array)
+        return self.opset.constant(array)
 
     def _model(self, weight: Any) -> Any:
         x = self.opset.parameter([self.case.m, self.case.k], np.float32)
@@ -70,10 +75,12 @@ class _Maker:
             "INFERENCE_PRECISION_HINT": "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
         }
-        x = self.ov.Tensor(np.ascontiguousarray(self.case.x.numpy()))
+        array = np.ascontiguousarray(self.case.x.numpy())
+        x = self.ov.Tensor(array)
+        kept = [self.kept, array, model]
 
         def run(request: Any) -> Run:
-            return request.infer  # type: ignore[no-any-return]
+            return lambda: request.infer() if kept else None
 
         copies = []
         for _ in range(self.case.copies(nbytes)):
