@@ -1,4 +1,4 @@
-"""What the passes of quantizing cost: rounding a weight, sums of products for Hessians, divergences.
+"""What the passes of quantizing cost: rounding a weight, divergences of a histogram.
 
 Contenders take turns in one process (``fewbit.bench.race.in_turn``), at one thread and at two.
 
@@ -19,14 +19,7 @@ from fewbit.bench.race import in_turn
 from fewbit.kernels import dispatch, reference_kl
 
 BARS = {"fewbit min-max": 12.0, "fewbit MSE, 80 clips": 400.0}  # ms at two threads
-ROWS, COLUMNS = 2048, 4096
 BINS, LEVELS = 4096, 256
-
-
-def gram() -> dict[str, list[Run]]:
-    x = torch.randn(ROWS, COLUMNS)
-    ours, theirs = torch.zeros(COLUMNS, COLUMNS), torch.zeros(COLUMNS, COLUMNS)
-    return {"fewbit": [lambda: dispatch.add_gram(ours, x)], "torch": [lambda: theirs.addmm_(x.T, x)]}
 
 
 def divergences() -> dict[str, list[Run]]:
@@ -45,7 +38,7 @@ def measure(rounds: int) -> tuple[list[list[str]], list[list[str]], dict[str, ob
             [row.name, str(threads), f"{row.ms:.1f}", f"{row.gigabytes:.1f}", f"{row.against_best:.2f}"]
             for row in passes
         ]
-        pair = {"xᵀx": in_turn(gram(), rounds, calls=1), "KL divergences": in_turn(divergences(), rounds)}
+        pair = {"KL divergences": in_turn(divergences(), rounds)}
         for name, times in pair.items():
             ours, theirs = times["fewbit"], times["torch"]
             others.append([name, str(threads), f"{1e3 * ours:.2f}", f"{1e3 * theirs:.2f}", f"{theirs / ours:.2f}"])
@@ -76,8 +69,7 @@ def main() -> None:
         "A float32 weight 4096×4096 to int4 g128 with float16 scales, packing included. "
         f"Medians of {rounds} interleaved rounds.\n\n"
         + markdown_table(["", "threads", "ms", "GB/s", "× best peer"], weights)
-        + f"\n\nSums of products of {ROWS} rows of {COLUMNS} columns, and the KL divergences of all windows of a "
-        f"histogram of {BINS} bins at {LEVELS} levels.\n\n"
+        + f"\n\nThe KL divergences of all windows of a histogram of {BINS} bins at {LEVELS} levels.\n\n"
         + markdown_table(["", "threads", "fewbit ms", "torch ms", "ratio"], others)
         + "\n\n"
         + verdict(data)

@@ -80,9 +80,6 @@ struct Histogram {
   const double *counts, *mass, *filled, *h_log_h;
 };
 
-/// Columns of a panel of csrc/gram.h.
-inline constexpr int64_t kPanel = 48;
-
 struct Kernels {
   const char* isa;
   void (*minmax_rows)(const void* x, Float kind, Shape shape, float* out);
@@ -105,8 +102,6 @@ struct Kernels {
   void (*log_sums)(const double* counts, int64_t bins, double* h_log_h);
   void (*kl_divergences)(const Histogram& h, const int64_t* start, const int64_t* stop, int64_t windows,
                          int64_t levels, double smoothing, double* scratch, double* out);
-  void (*pack_panel)(const float* x, int64_t rows, int64_t cols, int64_t first, float* panel);
-  void (*multiply_panels)(const float* a, const float* b, int64_t rows, double* tile);
   void (*pack)(const uint8_t* codes, int64_t count, int bits, uint8_t* out);
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
   /// The error of every candidate, [rows][candidates], as if no column made up for another.

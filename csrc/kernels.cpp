@@ -8,7 +8,6 @@
 // copy, and an old processor would then meet an instruction it does not know.
 #include "dispatch.h"
 #include "gptq.h"
-#include "gram.h"
 #include "histogram.h"
 #include "kl_search.h"
 #include "minmax.h"
@@ -43,8 +42,6 @@ const Kernels kernels = {
     rebin_rows,
     log_sums,
     kl_divergences,
-    pack_panel,
-    multiply_panels,
     pack,
     unpack,
     weigh,

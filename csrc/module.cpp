@@ -210,21 +210,6 @@ void kl_divergences(const Input& counts, const Input& start, const Input& stop, 
   passes::kl_divergences(*active, from, bins, starts, stops, windows, levels, smoothing, to);
 }
 
-void add_gram(const Input& x, const Output& sums) {
-  const Shape shape = matrix_shape(x, "x");
-  const float* from = values<float>(x, "x", {shape.rows, shape.cols});
-  check_shape(sums, "sums", {shape.cols, shape.cols});
-  const bool is_double = sums.dtype() == nb::dtype<double>();
-  if (!is_double) check_dtype<float>(sums, "sums");
-  void* to = sums.data();
-  const nb::gil_scoped_release free;
-  if (is_double) {
-    passes::add_gram(*active, from, shape, static_cast<double*>(to));
-  } else {
-    passes::add_gram(*active, from, shape, static_cast<float*>(to));
-  }
-}
-
 double peak(const std::string& what, int64_t pieces, int64_t rounds) {
   const Peak unit = what == "float32" ? Peak::float32 : what == "int8" ? Peak::int8 : Peak::tiles;
   if (unit == Peak::tiles && what != "tiles")
@@ -283,7 +268,6 @@ NB_MODULE(_native, m) {
   m.def("rebin_rows", &fewbit::rebin_rows, "counts"_a, "doublings"_a);
   m.def("kl_divergences", &fewbit::kl_divergences, "counts"_a, "start"_a, "stop"_a, "levels"_a, "smoothing"_a,
         "out"_a);
-  m.def("add_gram", &fewbit::add_gram, "x"_a, "sums"_a);
   m.def("peak", &fewbit::peak, "what"_a, "pieces"_a, "rounds"_a);
   m.def("read_memory", &fewbit::read_memory, "data"_a);
   m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);

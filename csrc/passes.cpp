@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "split.h"
@@ -162,64 +160,6 @@ void kl_divergences(const Kernels& with, const double* counts, int64_t bins, con
   };
   parallel_for((windows + each - 1) / each, search, slots);
 }
-
-namespace {
-
-constexpr std::align_val_t kLine{64};
-
-struct AlignedDelete {
-  void operator()(float* values) const { ::operator delete[](values, kLine); }
-};
-
-constexpr int64_t kGramRows = 2048;  // rows packed at a time
-constexpr int64_t kGramBlock = 4;    // panels across a piece: those of one side stay in the second cache
-
-/// Adds the products of panels i and j to both of their places in the sums.
-template <class Sum>
-void add_tile(const double* tile, int64_t i, int64_t j, int64_t cols, Sum* sums) {
-  const int64_t row = i * kPanel, col = j * kPanel;
-  const int64_t height = std::min(kPanel, cols - row), width = std::min(kPanel, cols - col);
-  for (int64_t r = 0; r < height; ++r) {
-    for (int64_t c = 0; c < width; ++c)
-      sums[(row + r) * cols + col + c] += static_cast<Sum>(tile[r * kPanel + c]);
-  }
-  if (i == j) return;
-  for (int64_t c = 0; c < width; ++c) {
-    for (int64_t r = 0; r < height; ++r)
-      sums[(col + c) * cols + row + r] += static_cast<Sum>(tile[r * kPanel + c]);
-  }
-}
-
-}  // namespace
-
-template <class Sum>
-void add_gram(const Kernels& with, const float* x, Shape shape, Sum* sums) {
-  const int64_t panels = (shape.cols + kPanel - 1) / kPanel, blocks = (panels + kGramBlock - 1) / kGramBlock;
-  // Aligned, as a vector that lies across two lines of the cache takes two readings.
-  const auto count = static_cast<size_t>(panels * std::min(shape.rows, kGramRows) * kPanel);
-  const std::unique_ptr<float[], AlignedDelete> packed(new (kLine) float[count]);
-  for (int64_t first = 0; first < shape.rows; first += kGramRows) {
-    const int64_t rows = std::min(kGramRows, shape.rows - first);
-    parallel_for(panels, [&](int64_t p, int) {
-      with.pack_panel(x + first * shape.cols, rows, shape.cols, p * kPanel, packed.get() + p * rows * kPanel);
-    });
-    parallel_for(blocks * blocks, [&](int64_t piece, int) {
-      const int64_t above = piece / blocks * kGramBlock, left = piece % blocks * kGramBlock;
-      if (left < above) return;  // the other half
-      double tile[kPanel * kPanel];
-      for (int64_t j = left; j < std::min(left + kGramBlock, panels); ++j) {
-        for (int64_t i = above; i < std::min(above + kGramBlock, j + 1); ++i) {
-          with.multiply_panels(packed.get() + i * rows * kPanel, packed.get() + j * rows * kPanel, rows,
-                               tile);
-          add_tile(tile, i, j, shape.cols, sums);
-        }
-      }
-    });
-  }
-}
-
-template void add_gram(const Kernels& with, const float* x, Shape shape, float* sums);
-template void add_gram(const Kernels& with, const float* x, Shape shape, double* sums);
 
 double peak(const Kernels& with, Peak what, int64_t pieces, int64_t rounds) {
   std::vector<double> done(static_cast<size_t>(pieces));

@@ -31,9 +31,6 @@ void rebin_rows(const Kernels& with, int64_t* counts, Shape shape, const int64_t
 /// KL(P || Q) of each window of counts[bins], whole numbers; see csrc/kl_search.h.
 void kl_divergences(const Kernels& with, const double* counts, int64_t bins, const int64_t* start,
                     const int64_t* stop, int64_t windows, int64_t levels, double smoothing, double* out);
-/// sums[cols][cols] += xᵀ x, both halves; `Sum` is float or double.
-template <class Sum>
-void add_gram(const Kernels& with, const float* x, Shape shape, Sum* sums);
 /// Operations of `rounds` rounds of csrc/peak.h on each of `pieces` pieces; 0 where the set has no such
 /// unit.
 double peak(const Kernels& with, Peak what, int64_t pieces, int64_t rounds);

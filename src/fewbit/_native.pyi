@@ -182,16 +182,6 @@ def kl_divergences(counts: Array, start: Array, stop: Array, levels: int, smooth
         out: float64 [W], infinite for a window without counts.
     """
 
-def add_gram(x: Array, sums: Array) -> None:
-    """``sums += xᵀ x``, exactly symmetric; products in float32, in float64 beyond 512 rows.
-
-    Sets of instructions differ in the last bits: those with a fused multiply-add round once.
-
-    Args:
-        x: float32 [R, C].
-        sums: float32 or float64 [C, C], added to.
-    """
-
 def peak(what: str, pieces: int, rounds: int) -> float:
     """Do as many multiply-adds as the processor can, to measure it; the number of operations, two a multiply-add.
 

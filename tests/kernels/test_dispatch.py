@@ -186,35 +186,6 @@ def test_refine_clip_rows_agree_on_the_error(qmax: int) -> None:
     assert abs(a.sum() - b.sum()) < 0.01 * b.sum()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (600, 48), (130, 49), (2050, 100), (0, 3), (17, 200)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_add_gram(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    before = torch.randn(shape[1], shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
-    before = before + before.T
-    exact = before.double() + x.double().T @ x.double()
-    allowed = 1e-6 * (x.double().abs().T @ x.double().abs() + before.abs())
-    for y in layouts(x):
-        for add in (dispatch.add_gram, reference.add_gram):
-            sums = before.clone()
-            add(sums, y)
-            assert ((sums - exact).abs() <= allowed).all()
-        dispatch.add_gram(before_sums := before.clone(), y)
-        assert torch.equal(before_sums, before_sums.T)
-
-
-@compiled
-def test_add_gram_gives_the_same_bits_at_any_number_of_threads() -> None:
-    x, results = torch.randn(300, 700, generator=torch.Generator().manual_seed(0)), []
-    before = torch.get_num_threads()
-    for count in (1, 3):
-        torch.set_num_threads(count)
-        results.append(torch.zeros(700, 700))
-        dispatch.add_gram(results[-1], x)
-    torch.set_num_threads(before)
-    assert torch.equal(*results)
-
-
 @pytest.mark.parametrize("bins", [1, 2, 7, 64, 2048])
 def test_rebin_rows(bins: int) -> None:
     counts = torch.randint(0, 1 << 40, (9, bins), generator=torch.Generator().manual_seed(bins))

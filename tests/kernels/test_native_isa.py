@@ -190,8 +190,6 @@ REFUSED: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
     ("window 0 must lie in", native.kl_divergences, (e(9, dtype=F64), Z.long(), Z.long() + 3, 4, 0.1, S.double())),
     ("window 0 must lie in", native.kl_divergences, (e(9, dtype=F64), Z.long(), Z.long() + 10, 4, 0.1, S.double())),
     ("`stop` has shape (3,)", native.kl_divergences, (e(9, dtype=F64), Z.long(), e(3, dtype=I64), 4, 0.1, S.double())),
-    ("`sums` has shape (2, 2), but (3, 3)", native.add_gram, (X, e(2, 2))),
-    ("`sums` must have dtype float32", native.add_gram, (X, e(3, 3, dtype=I32))),
     ("`codes` must have dtype uint8, not int16", native.pack, (Q[0].short(), 4, B)),
     ("`bits` is 9, but must be from 1 to 8", native.pack, (Q[0], 9, B)),
     ("`out` has shape (1,), but (2,) is needed here", native.pack, (Q[0], 4, B[:1])),

@@ -143,20 +143,6 @@ def refine_clip_rows(
     return lo, hi
 
 
-def add_gram(sums: Tensor, x: Tensor) -> None:
-    """``sums += xᵀ x``, in place, for floating ``x [R, C]``; see the reference.
-
-    Args:
-        sums: float32 or float64 ``[C, C]``.
-        x: ``[R, C]``; the products are in float32.
-    """
-    x = x.detach().to(torch.float32).contiguous()
-    if _native is None or not _fits(sums, x) or sums.dtype not in (torch.float32, torch.float64):
-        reference.add_gram(sums, x)
-    else:
-        _native.add_gram(x, sums)
-
-
 def rebin_rows(counts: Tensor, doublings: Tensor) -> Tensor:
     """``counts [R, B]`` after ``doublings [R]`` of the range, changed in place where that can be; see the reference."""
     if _native is None or not _fits(counts, doublings):

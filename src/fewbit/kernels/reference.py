@@ -179,12 +179,6 @@ def histogram_rows(x: Tensor, inv_width: Tensor, counts: Tensor) -> None:
     counts.scatter_add_(1, index, torch.ones_like(index))
 
 
-def add_gram(sums: Tensor, x: Tensor) -> None:
-    """``sums [C, C] += xᵀ x`` for float32 ``x [R, C]``, whichever way torch multiplies."""
-    with torch.autocast(x.device.type, enabled=False):  # the caller may run under one; the sums must stay exact
-        sums += x.T @ x
-
-
 def rebin_rows(counts: Tensor, doublings: Tensor) -> Tensor:
     """``counts [R, B]`` after ``doublings [R]`` of the range: bin j from the middle goes to ``floor(j / 2^k)``."""
     bins = counts.shape[1]
