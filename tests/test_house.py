@@ -41,6 +41,7 @@ TESTED_ELSEWHERE = {
     "demo/text": "measured from end to end in tests/demo/test_run.py, on the encoder of test_minilm.py",
     "models/table": "the words of the tables, which tests/models/test_layout.py holds to models",
     "integer/refine": "tests/integer/test_finish.py, from quantize() on",
+    "engines/litert": "tests/integer/test_tflite.py",
     "engines/onnxruntime": "tests/engines/test_deployed.py runs every engine that is installed",
     "engines/openvino": "tests/engines/test_deployed.py",
     "engines/reference": "tests/engines/test_deployed.py",

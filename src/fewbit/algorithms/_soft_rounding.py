@@ -27,15 +27,16 @@ class SoftRounding:
         weight: Float, of the shape of ``start``.
         start: Its codes, scale and zero point on an integer grid; scales and zero points are kept.
         name: Named in errors.
+        firmness: How near to the start's codes learning begins: 0 at the weight itself, 1 at the codes.
 
     Attributes:
-        variable: V, to be learned; at its start ``h`` is the fraction of ``w/s``, so that w̃ is w.
+        variable: V, to be learned; h goes between the start's code and its neighbour towards the weight.
 
     Raises:
         FewbitError: The grid is not of integers.
     """
 
-    def __init__(self, weight: Tensor, start: QTensor, name: str = "weight") -> None:
+    def __init__(self, weight: Tensor, start: QTensor, name: str = "weight", firmness: float = 0.0) -> None:
         spec = start.spec
         if not spec.format.is_integer:
             raise FewbitError(f"{name}: rounding is learned on grids of integers, not on {spec.format.name}")
@@ -45,8 +46,10 @@ class SoftRounding:
         zero = torch.zeros_like(start.scale) if start.zero_point is None else start.zero_point.to(torch.float32)
         self.zero = grain.expand(zero, len(start.shape))
         scaled = blocked / self.step
-        self.floor = torch.floor(scaled)
-        fraction = (scaled - self.floor).clamp(1e-4, 1 - 1e-4)
+        codes = grain.blocked(spec.format.decode(start.codes)) - self.zero
+        self.floor = torch.minimum(torch.maximum(torch.floor(scaled), codes - 1), codes)
+        fraction = (1 - firmness) * (scaled - self.floor) + firmness * (codes - self.floor)
+        fraction = fraction.clamp(1e-4, 1 - 1e-4)
         self.variable = -torch.log((_ZETA - _GAMMA) / (fraction - _GAMMA) - 1)
         self.variable.requires_grad_(True)
 

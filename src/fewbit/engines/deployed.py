@@ -45,14 +45,17 @@ class Deployed:
         return found
 
     def save(self, path: str | Path) -> Path:
-        """Write the network as an ONNX file with Q/DQ pairs, which any engine reads.
+        """Write the network as ONNX with Q/DQ pairs, which any engine reads, or as ``.tflite`` by the path's ending.
 
         Raises:
-            FewbitError: An operation has no form in ONNX, or the file cannot be written.
+            FewbitError: An operation has no form in the format, or the file cannot be written.
         """
-        from fewbit.integer.qdq import export
+        from fewbit.integer import qdq, tflite
 
-        export(self.network, self._example, path)
+        if Path(path).suffix == ".tflite":
+            tflite.write(self.network, self._example, path)
+        else:
+            qdq.export(self.network, self._example, path)
         return Path(path)
 
     def __repr__(self) -> str:
@@ -71,8 +74,8 @@ def deploy(model: nn.Module, example: Any, engine: str | None = None, *, threads
         model: From ``fewbit.quantize`` with static activations (``W8A8``, ``W4A8``), or such a model loaded.
         example: One batch as the model takes it (tensor, tuple or dict), or a list of batches. A model that does not
             remember the ranges of the tensors between its layers has them measured on these.
-        engine: ``torch``, ``onnxruntime``, ``openvino``, ``reference`` (integer arithmetic alone); None: the fastest
-            one that is installed.
+        engine: ``torch``, ``onnxruntime``, ``openvino``, ``litert``, ``reference`` (integer arithmetic alone); None:
+            the fastest one that is installed.
         threads: How many threads the engine uses; None: torch's number.
 
     Raises:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fewbit.algorithms import _batched, rtn
 from fewbit.calibrate.collect import Progress
 from fewbit.calibrate.gram import Gram, Statistics
+from fewbit.integer.blocks import BATCH, Block, BlockForward, blocks, is_batch, part_of
 from fewbit.integer.ir import Affine, Node, Weight
 from fewbit.integer.moments import Moments, moments, transferred
 from fewbit.integer.place import Placement
@@ -83,6 +84,13 @@ class Refinement:
         self.exact: dict[str, list[Any]] = {}
         self.coded: dict[str, list[Any]] = {}
         self.count = 0
+        self.solved: dict[str, Solved] = {}
+        learns = hasattr(algorithm, "reconstruct")
+        self.blocks = {block.last: block for block in blocks(self.found)} if learns else {}
+        self.starts = {block.first: block for block in self.blocks.values()}
+        self.learned: list[tuple[list[str], float, float]] = []  # the layers of each block, its loss before and after
+        self.sizes: dict[str, Any] = {}
+        self.waiting: list[Any] = []  # what the block that is under way read
 
     @torch.no_grad()
     def run(self, batches: Sequence[Sequence[Tensor]], progress: Progress | None = None) -> dict[str, Solved]:
@@ -92,23 +100,29 @@ class Refinement:
             batches: The network's inputs, one sequence a batch.
             progress: Called with (stage, steps done, steps in all).
         """
-        found, solved = self.found, {}
+        found = self.found
         self.count = len(batches)
         for position, name in enumerate(found.inputs):
             self._keep(name, [x[position] for x in batches], [x[position] for x in batches])
         last = {name: index for index, node in enumerate(found.nodes) for name in node.inputs}
         for index, node in enumerate(found.nodes):
+            if index in self.starts:
+                self.waiting = self.coded[self.starts[index].source]
             if node.layer in self.floats:
-                solved[node.layer] = self._layer(node)
+                self.solved[node.layer] = self._layer(node)
             else:
                 self._keep(node.name, self._outputs(node, self._exact), self._outputs(node, self._coded))
+                if node.op == "shape":
+                    self.sizes[node.name] = BATCH if is_batch(node) else self.exact[node.name][0]
+            if index in self.blocks:
+                self._block(self.blocks[index])
             for name in dict.fromkeys(node.inputs):
                 if last[name] == index:
                     self.exact.pop(name, None)
                     self.coded.pop(name, None)
             if progress is not None:
                 progress("round weights", index + 1, len(found.nodes))
-        return solved
+        return self.solved
 
     def _keep(self, name: str, exact: list[Any], coded: list[Any]) -> None:
         """Remember a value of both networks, the quantized one's as codes where it is an integer."""
@@ -148,6 +162,25 @@ class Refinement:
             exact, coded = ([value.clamp_(*node.clip) for value in values] for values in (exact, coded))
         self._keep(node.name, exact, coded)
         return Solved(codes, layer.bias + shift)
+
+    def _block(self, block: Block) -> None:
+        """Learn the layers of a block together, and let the quantized network go on behind it."""
+        nodes = self.found.nodes[block.first : block.last + 1]
+        names = [node.layer for node in nodes if node.layer in self.solved]
+        if not names:
+            return
+        forward = BlockForward(nodes, block, self.affine, {**self.found.constants, **self.sizes})
+        weights = {name: self.floats[name].weight for name in names}
+        start = {name: (self.solved[name].codes, self.solved[name].bias) for name in names}
+        part = part_of(forward, weights, start, self.waiting, self.exact[block.result])
+        learned = self.algorithm.reconstruct(part)
+        for name in names:
+            self.solved[name] = Solved(learned.weights[name], learned.free[f"{name}/bias"])
+        values = {name: self.solved[name].codes.dequantize() for name in names}
+        values |= {f"{name}/bias": self.solved[name].bias for name in names}
+        outputs = [forward(values, codes) for codes in self.waiting]
+        self._keep(block.result, self.exact[block.result], outputs)
+        self.learned.append((names, learned.before, learned.after))
 
     def _round(self, node: Node, layer: FloatLayer, seen: Moments) -> QTensor:
         groups = len(seen.gram)
