@@ -2,7 +2,7 @@
 
     python benchmarks/gemma_w8a8_kv.py [WINDOWS]
 
-Decoder linears only, as in the weight-only judge: embedding and output layer stay float. SmoothQuant sees 16 windows of
+Decoder linears only, as in the weight-only judge: embedding and output layer stay float. SmoothQuant sees 8 windows of
 512 tokens of wikitext2-valid; all are judged on the same first windows of wikitext2-test, ``<bos>`` before each. Keys
 and values are measured as in generating token by token: passes of 32 tokens that read the past from the cache.
 """
@@ -26,7 +26,7 @@ from fewbit.generation.kv_cache import quantized_cache
 from fewbit.generation.kv_options import KVOptions
 from fewbit.recipe import Recipe, Rule
 
-CALIBRATED = 16
+CALIBRATED = 8
 CHUNK = 32
 CACHES = ("int8", "int4", "int4-token")
 Hidden = Callable[[Tensor], Tensor]
@@ -83,10 +83,10 @@ class Sums:
 
 
 @torch.no_grad()
-def judge(whole: Any, variants: dict[str, Hidden], count: int) -> list[dict[str, Any]]:
-    """All variants, window by window, the float model's logits computed once a window."""
+def judge(whole: Any, variants: dict[str, Hidden], count: int) -> None:
+    """All variants, window by window, the float model's logits computed once a window; what there is is written after
+    each."""
     sums = {name: Sums() for name in variants}
-    rows: list[dict[str, Any]] = []
     for number, ids in enumerate(_gemma.windows("wikitext2-test.txt", count), 1):
         states = {name: hidden(ids)[:-1] for name, hidden in variants.items()}
         for part in torch.arange(states["float"].shape[0]).split(128):
@@ -97,18 +97,10 @@ def judge(whole: Any, variants: dict[str, Hidden], count: int) -> list[dict[str,
         rows = [each.row(name, sums["float"]) for name, each in sums.items()]
         told = ", ".join(f"{row['name']} {row['perplexity']:.3f} ({row['above float']:+.2%})" for row in rows)
         print(f"window {number}: {told}", flush=True)
-    return rows
+        report(rows, number)
 
 
-def main(count: int = _gemma.JUDGED_WINDOWS) -> None:
-    torch.manual_seed(0)
-    whole: Any = _gemma.float_model()
-    variants = {"float": one_pass(whole.model)}
-    for algorithm in ("rtn", "smoothquant"):
-        variants[f"W8A8-dynamic, {algorithm}"] = one_pass(quantized(whole.model, algorithm))
-    for name in CACHES:
-        variants[f"keys and values {name}"] = through_cache(whole, KVOptions.parse(name))
-    rows = judge(whole, variants, count)
+def report(rows: list[dict[str, Any]], count: int) -> None:
     table = markdown_table(
         ["Gemma-3-270M", "perplexity", "above float", "KL, nats", "same top-1"],
         [
@@ -125,6 +117,17 @@ def main(count: int = _gemma.JUDGED_WINDOWS) -> None:
     caches = "; ".join(f"{name}: {KVOptions.parse(name).describe()}" for name in CACHES)
     text = f"First {count} windows of 512 tokens of wikitext2-test, BOS before each.\n\n{table}\n\n{caches}."
     write("gemma_w8a8_kv", text, {"windows": count, "rows": rows})
+
+
+def main(count: int = _gemma.JUDGED_WINDOWS) -> None:
+    torch.manual_seed(0)
+    whole: Any = _gemma.float_model()
+    variants = {"float": one_pass(whole.model)}
+    for algorithm in ("rtn", "smoothquant"):
+        variants[f"W8A8-dynamic, {algorithm}"] = one_pass(quantized(whole.model, algorithm))
+    for name in CACHES:
+        variants[f"keys and values {name}"] = through_cache(whole, KVOptions.parse(name))
+    judge(whole, variants, count)
 
 
 if __name__ == "__main__":
