@@ -68,6 +68,19 @@ def test_chunks_up_to_the_window_see_what_single_tokens_see(family: str) -> None
     assert (one - exact).norm() > 10 * (one - eight).norm()
 
 
+def test_the_text_ends_where_the_positions_do() -> None:
+    model = tiny("gpt2")  # 64 positions
+
+    def written(prompt: int) -> int:
+        cache = DynamicCache(config=model.config)
+        return len(list(generate(model, ids("gpt2", prompt), cache, limit=100)))
+
+    assert written(60) == 5
+    assert written(64) == 1
+    with pytest.raises(FewbitError, match="65 tokens, the model only 64 positions"):
+        written(65)
+
+
 def test_what_does_not_write() -> None:
     for family in ("bert", "whisper"):
         with pytest.raises(FewbitError, match="causal language model"):

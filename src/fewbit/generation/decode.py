@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,17 +72,16 @@ def generate(
         model: Of transformers, quantized or not.
         ids: int64 ``[1, T]``, the prompt.
         cache: An empty cache of keys and values.
-        limit: At most so many tokens.
+        limit: At most so many tokens; fewer where the model's positions end.
         sampling: How tokens are chosen; None: the likeliest.
         stop: Tokens that end the text; they are not yielded.
         speed: Filled with what was measured.
 
     Raises:
-        FewbitError: The prompt is empty, or the model is no causal language model.
+        FewbitError: The prompt is empty or too long, or the model is no causal language model.
     """
     check_generates(model)
-    if ids.shape[1] == 0:
-        raise FewbitError("the prompt has no tokens; write one, or let the tokenizer put BOS before it")
+    limit = min(limit, _room(model, ids.shape[1]))
     sampling, speed = sampling or Sampling(), speed or Speed()
     choose = _chooser(sampling)
     speed.prompt_tokens = ids.shape[1]
@@ -136,6 +136,23 @@ def check_generates(model: nn.Module) -> None:
     can: Any = getattr(model, "can_generate", None)
     if config is None or can is None or not can() or getattr(config, "is_encoder_decoder", False):
         raise FewbitError(f"generating needs a causal language model of transformers, not {type(model).__name__}")
+
+
+def _room(model: nn.Module, prompt: int) -> int:
+    """How many tokens can be written after a prompt of that length.
+
+    Raises:
+        FewbitError: None.
+    """
+    if prompt == 0:
+        raise FewbitError("the prompt has no tokens; write one, or let the tokenizer put BOS before it")
+    config: Any = model.config
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return sys.maxsize
+    if prompt > positions:
+        raise FewbitError(f"the prompt has {prompt} tokens, the model only {positions} positions; cut it shorter")
+    return positions - prompt + 1
 
 
 def _last_logits(model: nn.Module, ids: Tensor, cache: Any) -> Tensor:
