@@ -3,9 +3,10 @@
     python benchmarks/second_models.py [minilm] [whisper]
 
 Linears of the blocks only, weights in int4 and int3 with groups of 64, activations float. MiniLM is calibrated on the
-even texts of the Lee corpus and on their words one by one, as it is judged on both; Whisper on four recordings of numbers and commands that are not among those judged. The
-word error rate is coarse (92 words), so the divergence of its predictions from the float model's is told as well: each
-model is given the float model's own transcript and predicts the next token.
+even texts of the Lee corpus and on their words one by one, as it is judged on both; Whisper on four recordings of
+numbers and commands that are not among those judged. The word error rate is coarse (92 words), so the divergence of
+its predictions from the float model's is told as well: each model is given the float model's own transcript and
+predicts the next token.
 """
 
 from __future__ import annotations
