@@ -49,7 +49,8 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
     from fewbit.onnxgraph import targets
     from fewbit.onnxpipeline.quantize import Settings, quantize_file
 
-    algorithms.get(job.algorithm)
+    if job.algorithm != "auto":
+        algorithms.get(job.algorithm)
     targets.get(job.target)
     if job.calibrator is not None:
         calibrate.get(job.calibrator)

@@ -40,7 +40,8 @@ class Settings:
     Attributes:
         target: The runtime it is for: ``onnxruntime``, ``openvino`` or ``tensorrt``.
         calibrator: Replaces the recipe's choice of activation ranges (of weight ranges, where activations are float).
-        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"`` is to nearest.
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"`` is ``gptq`` where
+            activations are static, so that there is data, and else to nearest.
         bias_correction: Correct biases for the mean shift that rounding the weights causes, where there is data.
         equalize: Even out the channels of linear streams first, where there is data.
         only_if_faster: Measure on the target, and leave in float each region that integers do not speed up.
@@ -49,15 +50,11 @@ class Settings:
 
     target: str = "onnxruntime"
     calibrator: str | None = None
-    algorithm: str = "rtn"
+    algorithm: str = "auto"
     bias_correction: bool = True
     equalize: bool = True
     only_if_faster: bool = False
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.algorithm == "auto":
-            object.__setattr__(self, "algorithm", "rtn")
 
 
 def quantize_file(
@@ -123,6 +120,9 @@ class Job:
         from fewbit.onnxgraph import targets
 
         self.model, self.recipe, self.settings, self.progress = model, recipe, settings, progress
+        static = _kind(recipe.default()) == "static"
+        self.algorithm = settings.algorithm if settings.algorithm != "auto" else "gptq" if static else "rtn"
+        algorithms.get(self.algorithm)
         self.target = targets.get(settings.target)
         self.told: list[OnnxLayer] = []
         self.skipped: dict[str, str] = {}
@@ -185,7 +185,7 @@ class Job:
 
     def wants_grams(self) -> bool:
         """Whether the algorithm looks at the layers' inputs."""
-        return "gram" in algorithms.get(self.settings.algorithm).NEEDS
+        return "gram" in algorithms.get(self.algorithm).NEEDS
 
     def round_weight(self, plan: LayerPlan, grams: Grams | None = None) -> tuple[Tensor, QTensor]:
         """A layer's float matrix and its codes."""
@@ -196,7 +196,10 @@ class Job:
         if grams is not None and layer.groups > 1 and (codes := round_groups(layer, plan.scheme.weights, grams)):
             return layer.matrix(), codes
         statistics = None if grams is None else grams.statistics(layer)
-        rounding = algorithms.get(self.settings.algorithm)
+        rounding = algorithms.get(self.algorithm)
+        automatic = grams is not None or self.settings.algorithm == "auto"
+        if statistics is None and automatic and self.wants_grams():
+            rounding = algorithms.get("rtn")  # no matrix of that layer's input
         matrix = layer.matrix()
         options = rounding.Options()
         if hasattr(options, "calibrator"):
