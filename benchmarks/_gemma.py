@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,44 +111,47 @@ class Judge:
         hidden: The float model's last hidden states, where they are known.
     """
 
-    float_perplexity: float
-
     def __init__(
         self, model: Any, count: int = JUDGED_WINDOWS, every: int = 1, hidden: list[Tensor] | None = None
     ) -> None:
         self.windows = windows("wikitext2-test.txt", count)
         self.every = every
         self.head = model.lm_head.weight.detach()
-        self.hidden = hidden or [self._last_hidden(model, window) for window in self.windows]
+        self.hidden = hidden or self.hidden_of(model)
 
     @torch.no_grad()
     def _last_hidden(self, model: Any, window: Tensor) -> Tensor:
         hidden: Tensor = model.model(input_ids=window[:, :-1], use_cache=False).last_hidden_state[0]
         return hidden[self.every - 1 :: self.every].clone()
 
-    def perplexity(self) -> float:
-        """Of the float model."""
-        return self._verdict(zip(self.hidden, self.hidden)).perplexity
-
-    def __call__(self, model: Any) -> Verdict:
-        """The verdict on a model of which only the decoder differs."""
-        return self._verdict(zip(self.hidden, (self._last_hidden(model, window) for window in self.windows)))
+    def hidden_of(self, model: Any) -> list[Tensor]:
+        """The last hidden states of a model of which only the decoder differs."""
+        return [self._last_hidden(model, window) for window in self.windows]
 
     @torch.no_grad()
-    def _verdict(self, pairs: Iterator[tuple[Tensor, Tensor]]) -> Verdict:
-        loss = divergence = agreed = 0.0
+    def verdicts(self, models: Sequence[list[Tensor]]) -> list[Verdict]:
+        """On the last hidden states of each model; the float model's probabilities are made once for all."""
+        sums = torch.zeros(len(models), 3, dtype=torch.float64)
         count = 0
-        for window, (reference, hidden) in zip(self.windows, pairs):
+        for number, window in enumerate(self.windows):
             targets = window[0, 1:][self.every - 1 :: self.every]
-            for part in range(0, len(targets), _AT_ONCE):
-                ours = self._log_probabilities(hidden[part : part + _AT_ONCE])
-                theirs = self._log_probabilities(reference[part : part + _AT_ONCE]) if hidden is not reference else ours
-                wanted = targets[part : part + _AT_ONCE, None]
-                loss -= float(ours.gather(1, wanted).sum(dtype=torch.float64))
-                divergence += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
-                agreed += float((ours.argmax(1) == theirs.argmax(1)).sum())
-                count += len(wanted)
-        return Verdict(math.exp(loss / count), divergence / count, agreed / count)
+            for start in range(0, len(targets), _AT_ONCE):
+                here = slice(start, start + _AT_ONCE)
+                theirs = self._log_probabilities(self.hidden[number][here])
+                for row, hidden in zip(sums, models):
+                    same = hidden is self.hidden
+                    row += _judged(
+                        theirs if same else self._log_probabilities(hidden[number][here]), theirs, targets[here]
+                    )
+                count += len(targets[here])
+        return [Verdict(math.exp(loss / count), kl / count, agreed / count) for loss, kl, agreed in sums.tolist()]
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         return torch.log_softmax(hidden @ self.head.T, dim=1)
+
+
+def _judged(ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
+    """Sums over positions: of the loss, of the divergence, of equal likeliest tokens."""
+    loss = -ours.gather(1, targets[:, None]).sum(dtype=torch.float64)
+    divergence = (theirs.exp() * (theirs - ours)).sum(dtype=torch.float64)
+    return torch.stack([loss, divergence, (ours.argmax(1) == theirs.argmax(1)).sum().to(torch.float64)])

@@ -14,12 +14,12 @@ some hours; peers are measured where they are installed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import _gemma
 import _gemma_peers
@@ -55,10 +55,10 @@ class Row:
 
     name: str
     at: str
-    bits: float
     perplexity: float
     kl: float
     agreement: float
+    bits: float
     seconds: float
     processor: float
     threads: int
@@ -104,21 +104,37 @@ def settings() -> list[Setting]:
     return found
 
 
-def measure(setting: Setting, judge: _gemma.Judge, folder: Path) -> Row:
-    """Quantize and judge, or read what an earlier run found."""
+def make(setting: Setting, judge: _gemma.Judge, folder: Path) -> None:
+    """Quantize, and keep what the model says of the judged windows."""
     path = folder / f"{setting.key}.pt"
-    if not path.exists():
-        model = _gemma.float_model()
-        start, processor = time.perf_counter(), time.process_time()
-        made, bits = setting.make(model)
-        spent = time.perf_counter() - start, time.process_time() - processor
-        print(f"{setting.key}: quantized in {spent[0]:.0f} s, {spent[1]:.0f} s of processor time", flush=True)
-        verdict = judge(made)
-        row = Row(setting.name, setting.at, bits, *asdict(verdict).values(), *spent, torch.get_num_threads())
-        torch.save(asdict(row), path)
-    row = Row(**torch.load(path, weights_only=True))
-    print(f"{setting.key}: perplexity {row.perplexity:.2f}, KL {row.kl:.3f}, agreement {row.agreement:.3f}", flush=True)
-    return row
+    if path.exists():
+        return
+    model = _gemma.float_model()
+    start, processor = time.perf_counter(), time.process_time()
+    made, bits = setting.make(model)
+    spent = time.perf_counter() - start, time.process_time() - processor
+    print(
+        f"{setting.key}: {spent[0]:.0f} s, {spent[1]:.0f} s of processor time, {torch.get_num_threads()} threads",
+        flush=True,
+    )
+    if (about := fewbit.nn.info(made)) is not None:
+        print("\n".join(f"  {note}" for note in about.notes), flush=True)
+    about_row = {"bits": bits, "seconds": spent[0], "processor": spent[1], "threads": torch.get_num_threads()}
+    torch.save({"row": about_row, "hidden": judge.hidden_of(made)}, path)
+
+
+def judged(found: list[Setting], judge: _gemma.Judge, folder: Path) -> list[Row]:
+    """The verdicts on what was made, as far as earlier runs did not find them."""
+    made = {s.key: torch.load(folder / f"{s.key}.pt", weights_only=True) for s in found}
+    new = [s.key for s in found if not (folder / f"{s.key}.json").exists()]
+    for key, verdict in zip(new, judge.verdicts([made[key]["hidden"] for key in new]) if new else []):
+        (folder / f"{key}.json").write_text(json.dumps(asdict(verdict)))
+    rows = []
+    for s in found:
+        verdict = json.loads((folder / f"{s.key}.json").read_text())
+        rows.append(Row(name=s.name, at=s.at, **verdict, **made[s.key]["row"]))
+        print(f"{s.key}: " + ", ".join(f"{name} {value:.4g}" for name, value in verdict.items()), flush=True)
+    return rows
 
 
 def report(rows: list[Row], perplexity: float) -> str:
@@ -152,37 +168,41 @@ def report(rows: list[Row], perplexity: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="words of which a setting's name holds one")
+    parser.add_argument("--only", nargs="*", help="names of settings, or words of which they hold one")
     parser.add_argument("--at", nargs="*", default=list(AT), choices=list(AT))
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "fewbit" / "gemma-results")
-    parser.add_argument("--no-report", action="store_true", help="only measure")
+    parser.add_argument("--no-judging", action="store_true", help="only quantize")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     judge = _judge(arguments.folder)
-    rows = []
+    known = []
     for setting in settings():
-        wanted = not arguments.only or any(word in setting.name.split() for word in arguments.only)
-        known = (arguments.folder / f"{setting.key}.pt").exists()
-        if (wanted and setting.at in arguments.at) or known:
-            rows.append(measure(setting, judge, arguments.folder))
-    if not arguments.no_report:
-        text = report(rows, judge.float_perplexity)
-        data = {"float perplexity": judge.float_perplexity, "rows": [asdict(row) for row in rows]}
-        _results.write("gemma", text, data)
+        wanted = not arguments.only or any(word in (setting.name, *setting.name.split()) for word in arguments.only)
+        if wanted and setting.at in arguments.at:
+            make(setting, judge, arguments.folder)
+        if (arguments.folder / f"{setting.key}.pt").exists():
+            known.append(setting)
+    if not arguments.no_judging:
+        rows, perplexity = judged(known, judge, arguments.folder), _float_perplexity(judge, arguments.folder)
+        data = {"float perplexity": perplexity, "rows": [asdict(row) for row in rows]}
+        _results.write("gemma", report(rows, perplexity), data)
 
 
-def _judge(folder: Path) -> Any:
+def _judge(folder: Path) -> _gemma.Judge:
     """The judge; what the float model says is kept beside the results."""
     path = folder / "float.pt"
-    model = _gemma.float_model()
-    judge = _gemma.Judge(model, hidden=torch.load(path, weights_only=True) if path.exists() else None)
-    if not path.exists():
+    hidden = torch.load(path, weights_only=True) if path.exists() else None
+    judge = _gemma.Judge(_gemma.float_model(), hidden=hidden)
+    if hidden is None:
         torch.save(judge.hidden, path)
-    known = folder / "float-perplexity.pt"
-    if not known.exists():
-        torch.save(judge.perplexity(), known)
-    judge.float_perplexity = torch.load(known, weights_only=True)  # type: ignore[attr-defined]
     return judge
+
+
+def _float_perplexity(judge: _gemma.Judge, folder: Path) -> float:
+    path = folder / "float.json"
+    if not path.exists():
+        path.write_text(json.dumps(judge.verdicts([judge.hidden])[0].perplexity))
+    return float(json.loads(path.read_text()))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ agree that the result is better, nothing changes.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ class _Compared:
 
     def __init__(self, model: nn.Module, fixed: Mapping[str, Tensor], windows: Sequence[Mapping[str, Any]]) -> None:
         self.model, self.fixed = model, fixed
+        self.head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
         self.windows = [dict(window) for window in windows]
         self.measure = "the squared error of the output"
         if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -110,10 +112,35 @@ class _Compared:
         return torch.nn.functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
 
     def _output(self, values: Mapping[str, Tensor], window: int) -> Tensor:
-        with fast_float(next(self.model.parameters()).device):
+        device = next(self.model.parameters()).device
+        with fast_float(device), _exact(self.head, device):
             output = first_tensor(torch.func.functional_call(self.model, dict(values), (), self.windows[window]))
         assert output is not None  # the pipeline checked the model's output
         return output
+
+
+@contextlib.contextmanager
+def _exact(head: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Logits in float32: bfloat16 would round those of 16 and more to sixteenths, and the divergence with them."""
+    if head is None:
+        yield
+        return
+    inside = contextlib.ExitStack()
+
+    def enter(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        inside.enter_context(torch.autocast(device.type, enabled=False))
+        return tuple(value.float() if isinstance(value, Tensor) else value for value in args)
+
+    hooks = (
+        head.register_forward_pre_hook(enter),
+        head.register_forward_hook(lambda *_: inside.close(), always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        inside.close()
 
 
 def _tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
