@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fewbit.errors import FewbitError
 from fewbit.models.layout import Block
-from fewbit.nn.fast_float import fast_float
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture
 from fewbit.sequential.calibration import calibrate_and_solve, set_ranges
@@ -117,9 +116,7 @@ def _run_block(
     plans = work.planned(block.name)
 
     def forward(window: int) -> Tensor:
-        hidden = states.get(window)
-        with fast_float(hidden.device):
-            return calls[window].run(module, hidden).to(hidden.dtype)
+        return calls[window].run(module, states.get(window))
 
     notes: list[str] = []
     if plans:
