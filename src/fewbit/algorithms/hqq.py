@@ -5,8 +5,9 @@ lowers ``Σ |w − ŵ|^p`` by turns: residuals in closed form, then the paramete
 the turns are reweighted least squares, of scale and whole-numbered zero point both, from the best of a grid of clips.
 
 HQQ takes p = 0.7, which gives up large weights for the many small ones. On language models large weights carry much of
-the output: there the error of the layers' outputs is least around p = 3, and with p at 2 or below single layers lose
-several times as much (``benchmarks/results/gemma.md``).
+the output: on twelve layers of Gemma-3-270M at int4 in groups of 128, the error of the layers' outputs is least around
+p = 3 (asymmetric: 0.0054 of the output's power; min-max ranges 0.0057, p = 2 0.0054, p = 0.7 0.0149), and with p at 2
+or below single layers lose several times as much as under min-max ranges (a symmetric down_proj 0.035 against 0.012).
 """
 
 from __future__ import annotations

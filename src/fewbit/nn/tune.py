@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from fewbit.algorithms._reconstruction import Learned, Part, Schedule, learn, relative_error
 from fewbit.calibrate.collect import Progress
+from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.check import first_tensor
 from fewbit.nn.fast_float import fast_float
 from fewbit.nn.swap import quantized_layers, quantized_weight
+from fewbit.nn.weight import PackedWeight
 from fewbit.numbers.qtensor import QTensor
 
 # Beyond so many parameters the passes back and forth through the whole model take hours on a CPU.
@@ -50,7 +52,7 @@ def tune(
     Returns:
         A note for the user.
     """
-    start = _tunable(original, quantized)
+    start = tunable(original, quantized)
     if not start:
         return []
     if sum(parameter.numel() for parameter in original.parameters()) > LARGEST:
@@ -63,7 +65,7 @@ def tune(
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        compared = _Compared(original, _fixed(original, quantized, start), windows)
+        compared = _Compared(original, fixed_values(original, quantized, start), windows)
         part = Part(
             compared.forward,
             {name: parameters[name].detach() for name in start},
@@ -143,7 +145,7 @@ def _exact(head: nn.Module | None, device: torch.device) -> Iterator[None]:
         inside.close()
 
 
-def _tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
+def tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
     """The weights, by their names in the float model, of linear layers whose input stays float."""
     parameters = dict(original.named_parameters())
     found = {}
@@ -156,7 +158,7 @@ def _tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
     return found
 
 
-def _fixed(original: nn.Module, quantized: nn.Module, start: Mapping[str, QTensor]) -> dict[str, Tensor]:
+def fixed_values(original: nn.Module, quantized: nn.Module, start: Mapping[str, QTensor]) -> dict[str, Tensor]:
     """What else the quantized model has other than the float one: biases, and weights that are not tuned."""
     parameters, fixed = dict(original.named_parameters()), {}
     for name, layer in quantized_layers(quantized).items():
@@ -175,6 +177,12 @@ def _is_gain(name: str, value: Tensor, parameters: Mapping[str, Tensor]) -> bool
     return name in parameters and value.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
 
 
+def put(packed: PackedWeight, t: QTensor) -> None:
+    """Give a packed weight other codes and scales of the same spec and shape."""
+    matrix = PackedMatrix.pack(t)
+    packed.codes, packed.scale = matrix.codes, matrix.scale
+
+
 @torch.no_grad()
 def _taken(quantized: nn.Module, learned: Learned, measure: str) -> list[str]:
     """Put what was learned into the quantized model."""
@@ -182,7 +190,7 @@ def _taken(quantized: nn.Module, learned: Learned, measure: str) -> list[str]:
         return [f"tuning scales and norms did not lower {measure} on data held back ({learned.before:.4g})"]
     for name, t in learned.weights.items():
         packed = quantized_weight(quantized.get_submodule(name.removesuffix(".weight"))).packed
-        packed.scale = t.scale.to(packed.scale.dtype)
+        put(packed, t)
     parameters = dict(quantized.named_parameters())
     for name, value in learned.free.items():
         parameters[name].copy_(value)

@@ -18,6 +18,7 @@ from fewbit.sequential.calibration import calibrate_and_solve, set_ranges
 from fewbit.sequential.forward import over_windows, stand_ins
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
+from fewbit.sequential.reconstruct import float_twin, reconstruct
 from fewbit.sequential.work import Passed, Work
 
 
@@ -123,7 +124,10 @@ def _run_block(
         first = work.mine[0] if work.mine else None
         look = (lambda: forward(first or 0)) if work.generic else None
         groups = shared_inputs(block, module, plans, look, work.ranks)
+        before = float_twin(module, work.settings)
         notes = calibrate_and_solve(work, groups, forward)
+        if before is not None:
+            notes += reconstruct(work, before, module, lambda m, w: calls[w].outputs(m, states.get(w)))
     else:
         work.step(len(calls))
     with capture.replaced(work.store.model, stand_ins(work.store.model, work.compute, block.name)):

@@ -9,7 +9,7 @@ output: a decoder so sees the encoder's quantized outputs, and the output layer 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,14 +35,18 @@ class BlockCall:
     name: str | None = None
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's output hidden states."""
+        """The block's output hidden states, without gradients."""
+        with torch.no_grad():
+            return self.outputs(block, hidden)
+
+    def outputs(self, block: Callable[..., Any], hidden: Tensor) -> Tensor:
+        """What a block, or a function in its place, makes of hidden states."""
         args, kwargs = self.args, dict(self.kwargs)
         if self.name is None:
             args = (hidden, *args)
         else:
             kwargs[self.name] = hidden
-        with torch.no_grad():
-            return hidden_of(block(*args, **kwargs))
+        return hidden_of(block(*args, **kwargs))
 
 
 @dataclass

@@ -56,7 +56,7 @@ def over_windows(
     threads = torch.get_num_threads() if threads is None else threads
 
     def work(window: int) -> T:
-        with torch.no_grad(), _autocast(compute):
+        with torch.no_grad(), computing(compute):
             return run(window)
 
     left, under_way = iter(windows), deque[tuple[int, Future[T]]]()
@@ -72,7 +72,8 @@ def over_windows(
 
 
 @contextmanager
-def _autocast(compute: str) -> Iterator[None]:
+def computing(compute: str) -> Iterator[None]:
+    """A context in which products are of this type."""
     if compute != "bfloat16":
         yield
         return

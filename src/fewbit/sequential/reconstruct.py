@@ -1,0 +1,74 @@
+"""Learned rounding of a block: its quantized weights are moved until it puts out what its float twin does.
+
+Both get what the quantized blocks before put out, so that each block is held to its own work. Algorithms that want it
+have ``RECONSTRUCTS``: one :class:`~fewbit.algorithms._reconstruction.Schedule` after the other, each from where the
+last ended.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.algorithms._reconstruction import Part, learn, relative_error
+from fewbit.errors import FewbitError
+from fewbit.nn.swap import quantized_weight
+from fewbit.nn.tune import fixed_values, put, tunable
+from fewbit.sequential.forward import computing
+from fewbit.sequential.solve import Settings
+from fewbit.sequential.work import Work
+
+Call = Callable[[Callable[..., Any], int], Tensor]
+"""Runs a block, or a function in its place, on a window."""
+
+
+def float_twin(block: nn.Module, settings: Settings) -> nn.Module | None:
+    """A copy of a float block to hold the quantized one to, if the algorithm wants it."""
+    if not hasattr(settings.rounding, "RECONSTRUCTS"):
+        return None
+    return copy.deepcopy(block).requires_grad_(False)
+
+
+def reconstruct(work: Work, twin: nn.Module, block: nn.Module, call: Call) -> list[str]:
+    """Move a quantized block's codes and scales, in place.
+
+    Args:
+        work: The run.
+        twin: The block in float.
+        block: The block with quantized layers.
+        call: Runs a block on a window, with gradients.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        FewbitError: The run has several processes.
+    """
+    if work.ranks.size > 1:
+        raise FewbitError(f"{work.settings.algorithm} learns in one process: run it without torchrun")
+    start = tunable(twin, block)
+    if not start or not work.mine:
+        return []
+    fixed = fixed_values(twin, block, start)
+
+    def forward(values: Mapping[str, Tensor], window: int) -> Tensor:
+        every = {**fixed, **values}
+        with computing(work.compute):
+            return call(lambda *a, **k: torch.func.functional_call(twin, every, a, k), window).float()
+
+    def loss(output: Tensor, window: int) -> Tensor:
+        with torch.no_grad(), computing(work.compute):
+            target = call(twin, window).float()
+        return relative_error(output, target)
+
+    parameters = dict(twin.named_parameters())
+    weights = {name: parameters[name] for name in start}
+    for schedule in work.settings.rounding.RECONSTRUCTS:
+        start = learn(Part(forward, weights, start, work.mine, work.mine, loss), schedule).weights
+    for name, t in start.items():
+        put(quantized_weight(block.get_submodule(name.removesuffix(".weight"))).packed, t)
+    return []
