@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from _results import RESULTS, markdown_table, write
 
 from fewbit.bench import contenders, peers, race
-from fewbit.bench.case import Case
-from fewbit.bench.machine import Limits, measure_limits
+from fewbit.bench.case import Case, Run
+from fewbit.bench.machine import Limits, limits_document, measure_limits
 
 CASES = {
     "int4-m1": (1, 4, 128), "int4-g32-m1": (1, 4, 32), "int4-m4": (4, 4, 128), "int4-m16": (16, 4, 128),
@@ -27,7 +28,7 @@ CASES = {
 SIZE = 4096  # inputs and outputs
 
 
-def run(name: str, footprint: int, rounds: int, most: Limits, only: list[str] | None) -> list[dict[str, Any]]:
+def run(name: str, footprint: int, rounds: int, most: Limits | None, only: list[str] | None) -> list[dict[str, Any]]:
     m, bits, group = CASES[name]
     case = Case(m, SIZE, SIZE, bits, group, footprint=footprint)
     found, missing = peers.gather(case, only)
@@ -44,6 +45,12 @@ def run(name: str, footprint: int, rounds: int, most: Limits, only: list[str] | 
     return [{"case": name, **row.document()} for row in rows]
 
 
+def cpu_seconds(run: Run) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     cells = [
         [
@@ -58,6 +65,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def limit_sentence(most: Limits | None) -> str:
+    if most is None:
+        return ""
+    return (
+        f" The machine's own limits, measured: {most.read / 1e9:.1f} GB/s read, {most.float32 / 1e9:.0f} GFLOP/s, "
+        f"int8 {most.int8 / 1e9:.0f} GOP/s on vectors and {most.tiles / 1e9:.0f} on tiles."
+    )
+
+
 def earlier(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
 
@@ -69,23 +85,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--megabytes", type=int, default=256, help="weights to walk through")
     parser.add_argument("--peers", nargs="+", default=None)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="for a busy machine: the process's CPU time, not the wall's"
+    )
     arguments = parser.parse_args()
+    if arguments.cpu_time:
+        race._seconds = cpu_seconds
     torch.set_num_threads(arguments.threads)
-    name = f"linear_lowbit_{arguments.threads}t"
-    most, rows = measure_limits(), earlier(RESULTS / f"{name}.json")
+    name = f"linear_lowbit_{arguments.threads}t{'_cpu' if arguments.cpu_time else ''}"
+    most, rows = None if arguments.cpu_time else measure_limits(), earlier(RESULTS / f"{name}.json")
     for case in arguments.cases:
         new = run(case, arguments.megabytes << 20, arguments.rounds, most, arguments.peers)
         rows = [row for row in rows if row["case"] != case] + new
         print(table(new), flush=True)
         gc.collect()
     rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["ms"]))
+    clock = "CPU time of the process" if arguments.cpu_time else "wall time"
     text = (
         f"# Low-bit linear layers, {arguments.threads} thread{'s' if arguments.threads > 1 else ''}\n\n"
-        f"Medians of interleaved calls; every contender walks through {arguments.megabytes} MiB of weights. The limit "
-        f"is the machine's own, measured: {most.read / 1e9:.1f} GB/s read, {most.float32 / 1e9:.0f} GFLOP/s, int8 "
-        f"{most.int8 / 1e9:.0f} GOP/s on vectors and {most.tiles / 1e9:.0f} on tiles.\n\n" + table(rows)
+        f"Medians of interleaved calls, {clock}; every contender walks through {arguments.megabytes} MiB of weights."
+        f"{limit_sentence(most)}\n\n" + table(rows)
     )
-    write(name, text, {"limits": vars(most), "rows": rows})
+    write(name, text, {"limits": limits_document(most), "rows": rows})
 
 
 if __name__ == "__main__":
