@@ -33,6 +33,7 @@ from fewbit.numbers.spec import QSpec, as_spec
 from fewbit.onnxpipeline.entry import is_onnx, quantize_onnx
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
 from fewbit.sequential.automatic import resolve
+from fewbit.sequential.entry import is_folder, quantize_checkpoint
 from fewbit.sequential.memory import has_blocks, quantize_blocks, tune_model
 from fewbit.sequential.solve import Settings, options_of, with_calibrator
 
@@ -55,18 +56,19 @@ def quantize(
     Args:
         model: Any ``nn.Module``; it is not changed. The result is a copy in evaluation mode. Or the path of an ONNX
             file, which is quantized to the file ``output``; the result is then an
-            :class:`~fewbit.onnxpipeline.result.OnnxResult`.
+            :class:`~fewbit.onnxpipeline.result.OnnxResult`. Or a Hugging Face folder, which is streamed to the folder
+            ``output``; the result is its path.
         recipe: A scheme (``"W8A8"``, ``"W8A8-dynamic"``, ``"W4A16-g128"``), a :class:`Recipe`, or the path of a TOML
             file.
         data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static
-            activations.
+            activations. For a Hugging Face folder also texts, or the path of a text file.
         calibrator: Replaces the recipe's choice of ranges: of activations where they are static, else of weights.
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"``: to nearest from 8 bits on,
             below with ``gptq`` where there is data and the model has blocks, else with ``hqq``; steps that prepare
             the model may stand before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see
             :mod:`fewbit.nn.prepare`.
         bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
-        output: Of an ONNX file: the file to write.
+        output: Of an ONNX file or a Hugging Face folder: what to write.
         target: Of an ONNX file: the runtime it is for, ``onnxruntime``, ``openvino`` or ``tensorrt``.
         only_if_faster: Of an ONNX file: measure there, and leave in float what integers do not speed up.
         progress: Called with (stage, steps done, steps in all).
@@ -83,9 +85,13 @@ def quantize(
         }
         settings |= {"target": target, "only_if_faster": only_if_faster}
         return quantize_onnx(model, recipe, data, output, progress, **settings)
+    if is_folder(model):
+        chosen = Settings(with_calibrator(as_recipe(recipe), calibrator), algorithm, bias_correction)
+        return quantize_checkpoint(model, chosen, data, output, progress)
     if not isinstance(model, nn.Module):
         raise FewbitError(
-            f"quantize takes an nn.Module or the path of an ONNX file, not {type(model).__name__}; load the model first"
+            f"quantize takes an nn.Module, a Hugging Face folder or the path of an ONNX file, not "
+            f"{type(model).__name__}; load the model first"
         )
     return _quantize_module(model, recipe, data, calibrator, algorithm, bias_correction, progress)
 

@@ -28,14 +28,15 @@ _NAMES = ("float32", "bfloat16")
 
 
 def forward_type(wanted: str | None) -> str:
-    """How forward passes compute: as asked for, else in bfloat16 where the processor has tiles for it.
+    """How forward passes compute: as asked for, else in bfloat16 where the processor multiplies in it.
 
     Raises:
         FewbitError: An unknown name.
     """
     if wanted is not None and wanted not in _NAMES:
         raise FewbitError(f"calibration runs in {' or '.join(_NAMES)}, not {wanted!r}")
-    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported()
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    fast = torch.cuda.is_available() or bool(has())
     return wanted or ("bfloat16" if fast else "float32")
 
 
