@@ -87,7 +87,7 @@ def quantize(
         return quantize_onnx(model, recipe, data, output, progress, **settings)
     if is_folder(model):
         chosen = Settings(with_calibrator(as_recipe(recipe), calibrator), algorithm, bias_correction)
-        return quantize_checkpoint(model, chosen, data, output, progress)
+        return quantize_checkpoint(str(model), chosen, data, output, progress)
     if not isinstance(model, nn.Module):
         raise FewbitError(
             f"quantize takes an nn.Module, a Hugging Face folder or the path of an ONNX file, not "
