@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from integer_cases import KINDS, Residual, network, pictures
 from torch import nn
 
 from fewbit.integer.blocks import BATCH, BlockForward, blocks, passed
 from fewbit.integer.ir import Affine
 from fewbit.integer.simulate import dequantized, simulate
-from integer.samples import KINDS, Residual, network, pictures
 
 
 @pytest.mark.parametrize("kind", KINDS)

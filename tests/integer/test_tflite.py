@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from integer_cases import Mixed, Residual, network, pictures, seeded
 from torch import Tensor, nn
 
 import fewbit
@@ -13,7 +14,6 @@ from fewbit.integer import integer_network
 from fewbit.integer.agreement import agreement
 from fewbit.integer.fixed import FixedPoint
 from fewbit.integer.tflite import int8, write
-from integer.samples import Mixed, Residual, network, pictures, seeded
 
 pytest.importorskip("ai_edge_litert")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
