@@ -207,8 +207,10 @@ class TestRefused:
             fewbit.quantize(cnn, Recipe("W8A8", rules=(Rule("*", skip=True),)), batches)
 
     def test_something_that_is_no_module(self):
-        with pytest.raises(FewbitError, match=r"takes an nn\.Module, not str"):
-            fewbit.quantize("model.onnx", "W8A8")
+        with pytest.raises(FewbitError, match=r"takes an nn\.Module, .*not dict"):
+            fewbit.quantize({"weight": torch.ones(2, 2)}, "W8A8")
+        with pytest.raises(FewbitError, match=r"not str; load the model first"):
+            fewbit.quantize("no/such/model", "W8A8")
 
 
 @pytest.mark.parametrize(
