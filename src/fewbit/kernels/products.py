@@ -2,7 +2,8 @@
 
 ``Y = s_x s_w [X_q W_q − z_x Σ W_q − z_w Σ X_q + K z_x z_w]`` (arXiv 1712.05877, section 2.3). The sums over weights are
 made once. Backends give the same integers; they differ in the last bits
-of the float scaling: each is within ``2^-22 · Σ (|X_q| + |z_x|)(|W_q| + |z_w|) s_x s_w`` of the exact value.
+of the float scaling: each is within ``2^-22 · Σ (|X_q| + |z_x|)(|W_q| + |z_w|) s_x s_w`` of the exact value, but for
+the low-bit kernels, which add the groups of a row in float32: ``2^-24`` of the same sum more for each group.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from fewbit.kernels.prepared import prepared
 from fewbit.kernels.weights import IntegerMatrix, PackedMatrix, integer_matrix
 
 T = TypeVar("T")
+
+# More partial sums of a row than these are added in float64: 128 · 2^-24 is below 1e-5.
+_MOST_GROUPS = 128
 _FEW_ROWS = 64  # up to here the low-bit kernels are faster than oneDNN for codes of 8 bits
 
 
@@ -130,8 +134,10 @@ def _lowbit(rows: Tensor, matrix: PackedMatrix) -> bool:
     for few rows, which they read the weights for faster."""
     if forced_isa() in ("reference", "portable") or not lowbit.serves_codes(rows, matrix):
         return False
-    grouped = matrix.scale.dim() == 2 and matrix.scale.shape[1] > 1
-    return grouped or matrix.spec.bits < 8 or rows.shape[0] <= _FEW_ROWS or not _fast(rows, matrix)
+    groups = matrix.scale.shape[1] if matrix.scale.dim() == 2 else 1
+    if groups > _MOST_GROUPS:
+        return False
+    return groups > 1 or matrix.spec.bits < 8 or rows.shape[0] <= _FEW_ROWS or not _fast(rows, matrix)
 
 
 def _prepared(matrix: PackedMatrix, key: Hashable, build: Callable[[], T]) -> T:
