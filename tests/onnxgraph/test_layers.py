@@ -33,6 +33,13 @@ def test_a_matrix_and_its_place_in_the_file(kind: str) -> None:
     torch.testing.assert_close(layer.in_file(matrix), weight)
 
 
+def test_a_dead_channel_is_zero() -> None:
+    m = Maker()
+    m.node("MatMul", ["x", m.constant("w", np.array([[1, 1e-38], [2, -1e-40]], np.float32))], "y")
+    layer = layers.find(as_ir(m.model({"x": ["n", 2]}, ["y"])))[0]
+    assert layer.matrix().tolist() == [[1, 2], [0, 0]]
+
+
 def test_why_a_product_is_no_layer() -> None:
     m = Maker()
     m.node("MatMul", ["x", "x"], "square")

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from fewbit.onnxgraph.constants import array_of, attribute
 
+# Training leaves channels that died at values whose scale float32 cannot hold; beside others they are 0.
+_NOTHING = 1e-30
 KINDS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -58,10 +60,11 @@ class Layer:
         return int(attribute(self.node, "group", 1))
 
     def matrix(self) -> Tensor:
-        """The weight as float32 ``[out, K]``."""
+        """The weight as float32 ``[out, K]``; magnitudes below 1e-30 as 0."""
         array = array_of(self.weight)
         assert array is not None
-        return torch.from_numpy(np.array(array)).movedim(self.axis, 0).flatten(1).contiguous()
+        matrix = torch.from_numpy(np.array(array)).movedim(self.axis, 0).flatten(1).contiguous()
+        return matrix.masked_fill_(matrix.abs() < _NOTHING, 0)
 
     def in_file(self, matrix: Tensor) -> Tensor:
         """A matrix ``[out, K]`` (of codes or of values) in the layout of the file."""
