@@ -27,8 +27,8 @@ def check_name(algorithm: str) -> None:
 def resolve(algorithm: str, recipe: Recipe, blocks: bool, data: bool) -> str:
     """The name itself, or what ``"auto"`` stands for.
 
-    Language models lose far more by min-max ranges and by MSE clips than by ``gptq`` and ``hqq``
-    (``benchmarks/results/gemma.md``), so integer weights of fewer than 8 bits get one of these: with data the first.
+    Layers of language models lose more of their output by min-max ranges and by MSE clips than by ``gptq``
+    (``docs/algorithms.md``), so integer weights of fewer than 8 bits get it where there is data, and ``hqq`` elsewhere.
     Everything else, and whoever chose a calibrator for weights, is rounded to nearest.
 
     Args:
