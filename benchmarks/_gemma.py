@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 LENGTH = 512
 CALIBRATION_WINDOWS = 64
 JUDGED_WINDOWS = 32
-_AT_ONCE = 256  # positions whose 262,144 logits are in memory together
+_AT_ONCE = 1024  # positions
+_ROWS = 2048  # of the vocabulary, whose logits of so many positions are in memory together
 
 
 def folder() -> Path:
@@ -99,59 +99,83 @@ class Verdict:
     agreement: float
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model says of the judged positions.
+
+    Attributes:
+        hidden: Its last hidden states h ``[positions, width]``.
+        sums: log Σ exp of its logits at each position.
+        top: The likeliest tokens.
+        mean: Σ p(v) W(v), the mean of the head's rows under its distribution; only of the float model.
+    """
+
+    hidden: Tensor
+    sums: Tensor
+    top: Tensor
+    mean: Tensor
+
+
 class Judge:
     """Compares models with the float one on the same windows of wikitext2-test.
 
-    The float model's last hidden states are kept; its logits are made again for each comparison.
+    All share one head W and no layer behind it, so the divergence needs the float model's probabilities p only once:
+    ``KL = Σ p (z − z') − log Σ exp z + log Σ exp z'`` with logits ``z = W h``, and ``Σ p z' = (Σ p W) h'``.
 
     Args:
         model: The float model.
         count: How many windows.
         every: Judge each ``every``-th position only (for studies; a verdict is published with 1).
-        hidden: The float model's last hidden states, where they are known.
+        file: Keeps what the float model says.
     """
 
-    def __init__(
-        self, model: Any, count: int = JUDGED_WINDOWS, every: int = 1, hidden: list[Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: Any, count: int = JUDGED_WINDOWS, every: int = 1, file: Path | None = None) -> None:
         self.windows = windows("wikitext2-test.txt", count)
         self.every = every
         self.head = model.lm_head.weight.detach()
-        self.hidden = hidden or self.hidden_of(model)
+        self.targets = torch.cat([self._judged(window[0, 1:]) for window in self.windows])
+        if file is not None and file.exists():
+            self.float = Said(**torch.load(file, weights_only=True))
+            return
+        self.float = self._said(self.hidden_of(model), of_float=True)
+        if file is not None:
+            torch.save(vars(self.float), file)
+
+    def _judged(self, positions: Tensor) -> Tensor:
+        return positions[self.every - 1 :: self.every]
 
     @torch.no_grad()
-    def _last_hidden(self, model: Any, window: Tensor) -> Tensor:
-        hidden: Tensor = model.model(input_ids=window[:, :-1], use_cache=False).last_hidden_state[0]
-        return hidden[self.every - 1 :: self.every].clone()
-
-    def hidden_of(self, model: Any) -> list[Tensor]:
-        """The last hidden states of a model of which only the decoder differs."""
-        return [self._last_hidden(model, window) for window in self.windows]
+    def hidden_of(self, model: Any) -> Tensor:
+        """The last hidden states ``[positions, width]`` of a model of which only the decoder differs."""
+        found = [model.model(input_ids=each[:, :-1], use_cache=False).last_hidden_state[0] for each in self.windows]
+        return torch.cat([self._judged(hidden) for hidden in found]).float()
 
     @torch.no_grad()
-    def verdicts(self, models: Sequence[list[Tensor]]) -> list[Verdict]:
-        """On the last hidden states of each model; the float model's probabilities are made once for all."""
-        sums = torch.zeros(len(models), 3, dtype=torch.float64)
-        count = 0
-        for number, window in enumerate(self.windows):
-            targets = window[0, 1:][self.every - 1 :: self.every]
-            for start in range(0, len(targets), _AT_ONCE):
-                here = slice(start, start + _AT_ONCE)
-                theirs = self._log_probabilities(self.hidden[number][here])
-                for row, hidden in zip(sums, models):
-                    same = hidden is self.hidden
-                    row += _judged(
-                        theirs if same else self._log_probabilities(hidden[number][here]), theirs, targets[here]
-                    )
-                count += len(targets[here])
-        return [Verdict(math.exp(loss / count), kl / count, agreed / count) for loss, kl, agreed in sums.tolist()]
+    def verdict(self, hidden: Tensor) -> Verdict:
+        """On the last hidden states of a model."""
+        ours, theirs = self._said(hidden), self.float
+        loss = (ours.sums - (hidden * self.head[self.targets]).sum(1)).double()
+        divergence = (theirs.mean * (theirs.hidden - hidden)).double().sum(1) - theirs.sums + ours.sums
+        agreed = (ours.top == theirs.top).double()
+        return Verdict(math.exp(float(loss.mean())), float(divergence.mean()), float(agreed.mean()))
 
-    def _log_probabilities(self, hidden: Tensor) -> Tensor:
-        return torch.log_softmax(hidden @ self.head.T, dim=1)
+    @torch.no_grad()
+    def _said(self, hidden: Tensor, of_float: bool = False) -> Said:
+        parts = [self._said_at_once(some, of_float) for some in hidden.split(_AT_ONCE)]
+        return Said(hidden, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
-
-def _judged(ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
-    """Sums over positions: of the loss, of the divergence, of equal likeliest tokens."""
-    loss = -ours.gather(1, targets[:, None]).sum(dtype=torch.float64)
-    divergence = (theirs.exp() * (theirs - ours)).sum(dtype=torch.float64)
-    return torch.stack([loss, divergence, (ours.argmax(1) == theirs.argmax(1)).sum().to(torch.float64)])
+    def _said_at_once(self, hidden: Tensor, of_float: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums, likeliest tokens and means of some positions, a slice of the vocabulary after the other."""
+        largest, top = torch.full(hidden.shape[:1], -math.inf), torch.zeros(hidden.shape[:1], dtype=torch.int64)
+        sums = []
+        for number, rows in enumerate(self.head.split(_ROWS)):
+            logits = hidden @ rows.T
+            value, index = logits.max(dim=1)
+            top = torch.where(value > largest, index + number * _ROWS, top)
+            largest = torch.maximum(value, largest)
+            sums.append(logits.logsumexp(dim=1))
+        total = torch.stack(sums).double().logsumexp(dim=0)
+        mean = torch.zeros_like(hidden) if of_float else hidden[:, :0]
+        for rows in self.head.split(_ROWS) if of_float else ():
+            mean += (hidden @ rows.T).sub_(total.float()[:, None]).exp_() @ rows
+        return total, top, mean

@@ -29,6 +29,7 @@ def _llm_compressor(model: Any, bits: int, group: int, symmetric: bool) -> nn.Mo
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
+    from transformers import AutoTokenizer
 
     arguments = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group)
     scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
@@ -39,6 +40,7 @@ def _llm_compressor(model: Any, bits: int, group: int, symmetric: bool) -> nn.Mo
         model=model,
         dataset=data,
         recipe=[modifier],
+        processor=AutoTokenizer.from_pretrained(_gemma.folder()),
         max_seq_length=len(rows[0]),
         num_calibration_samples=len(rows),
         pipeline="sequential",
@@ -50,9 +52,6 @@ def _llm_compressor(model: Any, bits: int, group: int, symmetric: bool) -> nn.Mo
                 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 
                 zero = getattr(module, "weight_zero_point", None)
-                index = getattr(module, "weight_g_idx", None)
-                module.weight.copy_(
-                    fake_quantize(module.weight, module.weight_scale, zero, scheme_of.weights, g_idx=index)
-                )
+                module.weight.copy_(fake_quantize(module.weight, module.weight_scale, zero, scheme_of.weights))
                 module.quantization_enabled = False
     return model

@@ -125,14 +125,13 @@ def make(setting: Setting, judge: _gemma.Judge, folder: Path) -> None:
 
 def judged(found: list[Setting], judge: _gemma.Judge, folder: Path) -> list[Row]:
     """The verdicts on what was made, as far as earlier runs did not find them."""
-    made = {s.key: torch.load(folder / f"{s.key}.pt", weights_only=True) for s in found}
-    new = [s.key for s in found if not (folder / f"{s.key}.json").exists()]
-    for key, verdict in zip(new, judge.verdicts([made[key]["hidden"] for key in new]) if new else []):
-        (folder / f"{key}.json").write_text(json.dumps(asdict(verdict)))
     rows = []
     for s in found:
-        verdict = json.loads((folder / f"{s.key}.json").read_text())
-        rows.append(Row(name=s.name, at=s.at, **verdict, **made[s.key]["row"]))
+        made, path = torch.load(folder / f"{s.key}.pt", weights_only=True), folder / f"{s.key}.json"
+        if not path.exists():
+            path.write_text(json.dumps(asdict(judge.verdict(made["hidden"]))))
+        verdict = json.loads(path.read_text())
+        rows.append(Row(name=s.name, at=s.at, **verdict, **made["row"]))
         print(f"{s.key}: " + ", ".join(f"{name} {value:.4g}" for name, value in verdict.items()), flush=True)
     return rows
 
@@ -143,10 +142,10 @@ def report(rows: list[Row], perplexity: float) -> str:
         "",
         "64 calibration windows of 512 tokens of wikitext2-valid; judged on the first 32 windows of 512 of",
         f"wikitext2-test, `<bos>` before each. Float: perplexity {perplexity:.2f}. Bits count codes, float16 scales",
-        "and zero points.",
+        "and zero points; seconds are processor time of quantizing, of all threads together.",
         "",
     ]
-    columns = ["", "bits", "perplexity", "KL", "same top-1", "s", "s of processor"]
+    columns = ["", "bits", "perplexity", "KL", "same top-1", "s of processor", "threads"]
     for at in AT:
         some = sorted((row for row in rows if row.at == at), key=lambda row: row.kl)
         cells = [
@@ -156,8 +155,8 @@ def report(rows: list[Row], perplexity: float) -> str:
                 f"{row.perplexity:.2f}",
                 f"{row.kl:.3f}",
                 f"{row.agreement:.1%}",
-                f"{row.seconds:.0f}",
                 f"{row.processor:.0f}",
+                str(row.threads),
             ]
             for row in some
         ]
@@ -174,7 +173,7 @@ def main() -> None:
     parser.add_argument("--no-judging", action="store_true", help="only quantize")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    judge = _judge(arguments.folder)
+    judge = _gemma.Judge(_gemma.float_model(), file=arguments.folder / "float-said.pt")
     known = []
     for setting in settings():
         wanted = not arguments.only or any(word in (setting.name, *setting.name.split()) for word in arguments.only)
@@ -188,20 +187,10 @@ def main() -> None:
         _results.write("gemma", report(rows, perplexity), data)
 
 
-def _judge(folder: Path) -> _gemma.Judge:
-    """The judge; what the float model says is kept beside the results."""
-    path = folder / "float.pt"
-    hidden = torch.load(path, weights_only=True) if path.exists() else None
-    judge = _gemma.Judge(_gemma.float_model(), hidden=hidden)
-    if hidden is None:
-        torch.save(judge.hidden, path)
-    return judge
-
-
 def _float_perplexity(judge: _gemma.Judge, folder: Path) -> float:
     path = folder / "float.json"
     if not path.exists():
-        path.write_text(json.dumps(judge.verdicts([judge.hidden])[0].perplexity))
+        path.write_text(json.dumps(judge.verdict(judge.float.hidden).perplexity))
     return float(json.loads(path.read_text()))
 
 
