@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from fewbit.cli.progress import Shown, shown
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.progress import Progress, TaskID
 
 #: Set to anything, it lets an unexpected error end with Python's traceback.
 TRACEBACK_VARIABLE = "FEWBIT_TRACEBACK"
@@ -47,21 +47,16 @@ class Session:
         self.document: dict[str, Any] | None = None
         self.shown: list[RenderableType] = []
         self.stdout: TextIO = sys.stdout
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._sink: Shown | None = None
 
     def result(self, document: dict[str, Any], *shown: RenderableType) -> None:
         """What the command found: the JSON document, and what people see instead of it."""
         self.document, self.shown = document, list(shown)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Move the bar of a stage; its first call starts it. Silent where stderr is no terminal."""
-        bars = self._progress
-        if bars is None:
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = bars.add_task(stage, total=None)
-        bars.update(self._tasks[stage], completed=done, total=total if total > 0 else None)
+        """A stage came so far, see :mod:`fewbit.cli.progress`."""
+        if self._sink is not None:
+            self._sink.update(stage, done, total)
 
     @contextlib.contextmanager
     def stage(self, text: str) -> Iterator[None]:
@@ -72,25 +67,18 @@ class Session:
 
     def stop_bars(self) -> None:
         """Take the bars away for good, before a result is written piece by piece."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._sink is not None:
+            self._sink.stop()
+            self._sink = None
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[None]:
-        """Progress bars on stderr, gone when done."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        quiet = not console.is_terminal
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet) as bars:
-            self._progress = None if quiet else bars
+        """Show progress on stderr meanwhile."""
+        with shown() as self._sink:
             try:
                 yield
             finally:
-                self._progress = None
+                self._sink = None
 
 
 @contextlib.contextmanager

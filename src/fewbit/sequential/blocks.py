@@ -29,7 +29,10 @@ def run_stacks(work: Work, stacks: Sequence[Sequence[Block]]) -> None:
         FewbitError: The model does not run its blocks one after another, or values are not finite.
     """
     _check_static(work)
-    work.expect(2 * len(work.mine) * sum(len(stack) for stack in stacks))
+    names = [block.name for stack in stacks for block in stack]
+    left = sum(not work.store.finished(name) for name in names)
+    work.begin(left, len(names) - left)
+    work.expect(2 * len(work.mine) * left)
     for number, stack in enumerate(stacks):
         _run_stack(work, number, stack)
 
@@ -76,10 +79,9 @@ def _run_stack(work: Work, number: int, stack: Sequence[Block]) -> None:
     calls, form = _enter(work, names, states)
     for index, block in enumerate(stack):
         behind = work.states(f"{number}-{index + 1:04d}")
-        if work.store.finished(block.name):
-            work.step(2 * len(calls))
-        else:
+        if not work.store.finished(block.name):
             _run_block(work, block, {window: each[index] for window, each in calls.items()}, states, behind)
+            work.block_done()
         states.remove()
         states = behind
     work.passed.append(Passed(names, form, states))

@@ -78,6 +78,9 @@ class Work:
     notes: list[str] = field(default_factory=list)
     _steps: int = 0
     _total: int = 0
+    _blocks: int = 0
+    _blocks_left: int = 0
+    _stage: str = "blocks"
 
     @property
     def compute(self) -> str:
@@ -108,6 +111,21 @@ class Work:
         folder = None if self.folder is None else self.folder / "hidden" / name
         return HiddenStates(None if self.memory is None else self.memory // 4, folder)
 
+    def begin(self, left: int, before: int) -> None:
+        """So many blocks are to be done, beside those that an earlier run finished."""
+        self._blocks_left = left
+        self._stage = f"blocks ({before} were done before)" if before else "blocks"
+        self._tell(self._stage, 0, left)
+
+    def block_done(self) -> None:
+        """Tell of a block that is done."""
+        self._blocks += 1
+        self._tell(self._stage, self._blocks, self._blocks_left)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None and total:
+            self.progress(stage, done, total)
+
     def expect(self, steps: int) -> None:
         """So many more steps are to be done."""
         self._total += steps
@@ -115,5 +133,5 @@ class Work:
     def step(self, steps: int = 1) -> None:
         """Tell of forward passes that are done."""
         self._steps += steps
-        if self.progress is not None and steps:
-            self.progress("quantize block by block", self._steps, self._total)
+        if steps:
+            self._tell("forward passes", self._steps, self._total)
