@@ -20,6 +20,7 @@ from fewbit.numbers.scale_type import round_scale
 from fewbit.numbers.spec import QSpec
 
 _LARGEST_DAMPING = 1e3
+_BLOCK = 2048  # columns of a Gram matrix that are copied or factorized at a time
 # The smallest share of its range that a block may be clipped to, by bits; rounding is finer with more, clipping is not.
 _SMALLEST_CLIP = {1: 0.2, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.7, 6: 0.8}
 
@@ -55,37 +56,71 @@ def group_size(spec: QSpec, columns: int, name: str) -> int:
     raise FewbitError(f"{name}: {spec} has scales by column; quantize per tensor, channel (axis 0) or group")
 
 
-def factorize(gram: Tensor, damping: float, name: str) -> Tensor:
+def factorize(gram: Tensor, damping: float, name: str, columns: Tensor | None = None) -> Tensor:
     """R, upper triangular and float32, with ``R Rᵀ = G + λ I``, λ = damping · mean(diag G).
 
     Where G is too close to singular for that, λ grows tenfold until it is not (GPTQ, arXiv 2210.17323, section 3.3).
+
+    Args:
+        gram: G ``[K, K]``.
+        damping: λ in units of the diagonal's mean.
+        name: Named in errors.
+        columns: An order of rows and columns that G is brought into first.
 
     Raises:
         FewbitError: Even a large λ does not help, so G is not finite.
     """
     mean = gram.diagonal().mean()
     mean = torch.where(mean > 0, mean, 1.0)
-    flipped = gram.flip(0, 1)
+    backwards = (torch.arange(len(gram), device=gram.device) if columns is None else columns).flip(0)
     while damping <= _LARGEST_DAMPING:
-        damped = flipped.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = _cholesky(damped)
-        if not bool(failed) and bool((lower.diagonal() > 0).all()):
-            upper: Tensor = lower.flip(0, 1).to(torch.float32).contiguous()
-            return upper
+        # Wide layers have matrices of half a gigabyte: as few as possible are in memory together.
+        lower = _ordered(gram, backwards)
+        lower.diagonal().add_(damping * mean)
+        if _cholesky(lower):
+            return lower.to(torch.float32).flip(0, 1)
+        del lower
         damping = max(damping * 10, 1e-6)
     raise FewbitError(f"{name}: the statistics of its input are not finite; look at the calibration data")
 
 
-def _cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """On one thread: LAPACK's bits depend on how many there are, and ours must not."""
+def _ordered(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Rows and columns in another order."""
+    ordered = torch.empty_like(matrix)
+    for start in range(0, len(columns), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        ordered[here] = matrix[columns[here]][:, columns]
+    return ordered
+
+
+def _cholesky(matrix: Tensor) -> bool:
+    """The lower factor in place of a matrix, block by block; whether there is one.
+
+    On one thread: LAPACK's bits depend on how many there are, and ours must not.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        lower, failed = torch.linalg.cholesky_ex(matrix)
+        return _cholesky_in_place(matrix)
     finally:
         torch.set_num_threads(threads)
-    return lower, failed
+
+
+def _cholesky_in_place(matrix: Tensor) -> bool:
+    size = len(matrix)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        lower, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
+        if bool(failed) or not bool((lower.diagonal() > 0).all()):
+            return False
+        matrix[start:stop, start:stop] = lower
+        below = torch.linalg.solve_triangular(lower, matrix[stop:, start:stop].T, upper=False).T.contiguous()
+        matrix[stop:, start:stop] = below
+        for left in range(stop, size, _BLOCK):
+            right, skipped = min(left + _BLOCK, size), left - stop
+            matrix[left:, left:right].addmm_(below[skipped:], below[skipped : right - stop].T, alpha=-1)
+    matrix.tril_()
+    return True
 
 
 def column_order(energy: Tensor, group: int, order: str) -> Tensor:

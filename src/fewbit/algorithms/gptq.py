@@ -77,11 +77,13 @@ def quantize_weight(
     gram = algorithms.required(statistics, "gptq", name).gram.matrix.to(weight.device)
     shape = (weight.shape[0], weight.shape[1])
     group = _lattice.group_size(spec, shape[1], name)
-    missing = -shape[1] % group
-    work = torch.nn.functional.pad(weight.detach().to(torch.float32), (0, missing))
-    gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
+    work = weight.detach().to(torch.float32)
+    if missing := -shape[1] % group:
+        work = torch.nn.functional.pad(work, (0, missing))
+        gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
     found = _solve(work, gram, spec, group, options, name)
     single = gram.to(torch.float32).contiguous()
+    del gram
     if spec.format.is_integer and options.sweeps > 0:
         found = _improve(found, work, single, spec, group, options)
     return _no_worse_than_nearest(found, work, single, spec, shape, name)
@@ -102,9 +104,7 @@ def _solve(work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options
     static = options.static_groups or group == work.shape[1]
     order = "given" if options.order == "given" else ("columns" if static else "groups")
     columns = _lattice.column_order(gram.diagonal(), group, order)
-    ordered = gram if order == "given" else gram[columns][:, columns]
-    factor, moved = _lattice.factorize(ordered, options.damping, name), work[:, columns].contiguous()
-    del ordered
+    factor, moved = _lattice.factorize(gram, options.damping, name, columns), work[:, columns].contiguous()
     if static:
         found = _static(moved, factor, columns, spec, group, options)
         scale, zero = found.scale, found.zero
@@ -118,8 +118,14 @@ def _solve(work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options
 
 def _improve(found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
     """Coordinate descent over codes, and scales refitted to them, by turns."""
-    damped = gram.clone()
-    damped.diagonal().add_(options.damping * gram.diagonal().mean())
+    diagonal = gram.diagonal().clone()
+    gram.diagonal().add_(options.damping * diagonal.mean())
+    found = _descended(found, work, gram, spec, group, options)
+    gram.diagonal().copy_(diagonal)
+    return found
+
+
+def _descended(found: Rounded, work: Tensor, damped: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
     found = _lattice.descend(found, found.change @ damped, damped, spec, group, options.sweeps)
     for _ in range(0 if isinstance(spec.granularity, PerTensor) else options.refits):
         refitted = _lattice.refit_scales(found, work, damped, spec, group)

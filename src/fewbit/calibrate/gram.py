@@ -87,8 +87,13 @@ class Gram:
             FewbitError: There was no update.
         """
         self._check_seen()
-        upper = self._products.triu()
-        return (upper + self._products.triu(1).T).div_(self.count)
+        whole = self._products / self.count
+        for start in range(0, self.columns, _TILE):  # no second matrix of this size
+            here, behind = slice(start, start + _TILE), slice(start + _TILE, None)
+            upper = whole[here, here].triu()
+            whole[here, here] = upper + upper.triu(1).T
+            whole[behind, here] = whole[here, behind].T
+        return whole
 
     @property
     def mean_abs(self) -> Tensor:

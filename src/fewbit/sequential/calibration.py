@@ -41,7 +41,7 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
     folds: dict[int, Fold] = {}
     for number, some in enumerate(_passes(work, groups)):
         work.expect(len(work.mine) if number else 0)
-        folds |= _collect(work, {g: groups[g] for g in some}, forward)
+        folds |= _collect(work, {g: groups[g] for g in some}, forward, folds)
     starved: list[str] = []
     order = sorted(
         range(len(groups)), key=lambda g: columns(work, groups[g])
@@ -64,7 +64,7 @@ def set_ranges(work: Work, plans: Sequence[LayerPlan], forward: Callable[[int], 
         plans: The layers.
         forward: Runs what holds them on a window.
     """
-    folds = _collect(work, {number: (plan,) for number, plan in enumerate(plans)}, forward, ranges_only=True)
+    folds = _collect(work, {number: (plan,) for number, plan in enumerate(plans)}, forward, {}, ranges_only=True)
     for number, plan in enumerate(plans):
         statistic = folds[number].root().ranges[plan.name]
         weight = quantized_weight(work.store.model.get_submodule(plan.name))
@@ -95,8 +95,13 @@ def _passes(work: Work, groups: Sequence[Group]) -> list[list[int]]:
 
 
 def _collect(
-    work: Work, groups: dict[int, Group], forward: Callable[[int], object], ranges_only: bool = False
+    work: Work,
+    groups: dict[int, Group],
+    forward: Callable[[int], object],
+    earlier: dict[int, Fold],
+    ranges_only: bool = False,
 ) -> dict[int, Fold]:
+    """One pass over the data; what is known ``earlier`` may have to make room."""
     folds = {number: Fold(lambda left, right: left.join(right)) for number in groups}
     leaders = {group[0].name: number for number, group in groups.items()}
     for leaf_number, leaf in work.leaves:
@@ -104,7 +109,7 @@ def _collect(
         _sum_leaf(work, leaf, sums, leaders, forward)
         for number in groups:
             folds[number].push(tree.Node(0, leaf_number, sums.pop(number)))
-        _park(work, folds)
+        _park(work, earlier | folds)
     return folds
 
 
@@ -173,4 +178,4 @@ def _park(work: Work, folds: dict[int, Fold]) -> None:
             break
         total -= value.nbytes
         work.folder.mkdir(parents=True, exist_ok=True)
-        value.park(work.folder / f"sums-{work.ranks.rank}-{number}-{place}.safetensors")
+        value.park(work.folder / f"sums-{work.ranks.rank}-{number}-{place}")

@@ -5,17 +5,20 @@ Sums of several leaves of the tree are joined in place, and may wait on disk for
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fewbit.calibrate.gram import Gram, Statistics
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.calibrate.statistic import Statistic
 from fewbit.nn.intercept import Call
+
+_AT_ONCE = 2**22  # values that are read to be added to others
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,12 @@ class InputSums:
 
     def join(self, other: InputSums) -> InputSums:
         """Add what comes later; both are used up."""
-        self.unpark()
         other.unpark()
-        self.gram = _joined(self.gram, other.gram)
-        self.held_back = _joined(self.held_back, other.held_back)
+        if self._parked is not None:
+            self._unpark(other.tensors())
+        else:
+            self.gram = _joined(self.gram, other.gram)
+            self.held_back = _joined(self.held_back, other.held_back)
         for key, statistic in other.ranges.items():
             own = self.ranges.get(key)
             self.ranges[key] = statistic if own is None else own.merge(statistic)
@@ -112,16 +117,21 @@ class InputSums:
         """Put the Gram matrices on disk until they are needed."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
         if tensors:
-            save_file(tensors, path)
+            _write(tensors, path)
             self.gram = self.held_back = None
             self._parked = path
 
     def unpark(self) -> None:
         """Bring them back."""
         if self._parked is not None:
-            self.take(load(self._parked.read_bytes()))
-            self._parked.unlink()
-            self._parked = None
+            self._unpark({})
+
+    def _unpark(self, others: dict[str, Tensor]) -> None:
+        """Bring them back, added to others."""
+        assert self._parked is not None
+        self.take(_read(self._parked, others))
+        self._parked.unlink()
+        self._parked = None
 
 
 def _joined(left: Gram | None, right: Gram | None) -> Gram | None:
@@ -132,3 +142,29 @@ def _joined(left: Gram | None, right: Gram | None) -> Gram | None:
         for name, tensor in state.items():
             tensor.add_(other[name].to(tensor.device))
     return Gram.from_state(state, left.name)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Each tensor after a line with its name, dtype and shape; no copy of a tensor is made."""
+    with path.open("wb") as file:
+        for name, tensor in tensors.items():
+            values = tensor.numpy()
+            file.write(json.dumps([name, values.dtype.str, list(values.shape)]).encode() + b"\n")
+            file.flush()
+            values.tofile(file)
+
+
+def _read(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What :func:`_write` wrote, added in place to tensors of the same names, a piece at a time."""
+    with path.open("rb") as file:
+        while line := file.readline():
+            name, dtype, shape = json.loads(line)
+            count, own = int(np.prod(shape)), tensors.get(name)
+            if own is None:
+                tensors[name] = torch.from_numpy(np.fromfile(file, dtype, count)).reshape(shape)
+                continue
+            flat = own.view(-1)
+            for start in range(0, count, _AT_ONCE):
+                piece = torch.from_numpy(np.fromfile(file, dtype, min(_AT_ONCE, count - start)))
+                flat[start : start + len(piece)] += piece.to(flat.device)
+    return tensors
