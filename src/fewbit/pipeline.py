@@ -32,7 +32,7 @@ from fewbit.numbers.scale_type import fitting_spec
 from fewbit.numbers.spec import QSpec, as_spec
 from fewbit.onnxpipeline.entry import is_onnx, quantize_onnx
 from fewbit.recipe import LayerPlan, Recipe, as_recipe
-from fewbit.sequential.automatic import resolve
+from fewbit.sequential.automatic import resolve, scalable
 from fewbit.sequential.entry import is_folder, quantize_checkpoint
 from fewbit.sequential.memory import has_blocks, quantize_blocks, tune_model
 from fewbit.sequential.solve import Settings, options_of, with_calibrator
@@ -63,7 +63,8 @@ def quantize(
         data: Calibration batches (tensors, tuples, dicts; a DataLoader), gone through once. Needed by static
             activations. For a Hugging Face folder also texts, or the path of a text file.
         calibrator: Replaces the recipe's choice of ranges: of activations where they are static, else of weights.
-        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"``: to nearest from 8 bits on,
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"``: to nearest from 8 bits on
+            (with ``smoothquant`` where activations are dynamic integers, there is data and the family is known),
             below with ``gptq`` where there is data and the model has blocks, else with ``hqq``; steps that prepare
             the model may stand before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see
             :mod:`fewbit.nn.prepare`.
@@ -107,7 +108,7 @@ def _quantize_module(
 ) -> nn.Module:
     """The story for a PyTorch model."""
     recipe = with_calibrator(as_recipe(recipe), calibrator)
-    algorithm = resolve(algorithm, recipe, has_blocks(model), data is not None)
+    algorithm = resolve(algorithm, recipe, has_blocks(model), data is not None, scalable(model))
     steps, rounding = split_name(algorithm)
     first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)
     batches = None if batches is None else Replay(batches)

@@ -68,3 +68,10 @@ def test_pictures_are_prepared_as_told(tmp_path: Path) -> None:
     assert isinstance(batch, torch.Tensor)
     assert batch.shape == (1, 3, 16, 16)
     assert batch[0, :, 0, 0].tolist() == pytest.approx([2.0, -2.0, -2.0])
+
+
+def test_language_models_calibrate_on_64_windows_of_512_unless_told_otherwise() -> None:
+    open_ = DataOptions(None, None, 32, None, None, None, None).of_language()
+    assert (open_.samples, open_.tokens) == (64, 512)
+    told = DataOptions(None, 8, 32, None, None, None, 128).of_language()
+    assert (told.samples, told.tokens) == (8, 128)

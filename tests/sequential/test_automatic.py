@@ -10,7 +10,7 @@ import fewbit
 from fewbit.errors import FewbitError
 from fewbit.nn import info
 from fewbit.recipe import Recipe, Rule
-from fewbit.sequential.automatic import check_name, resolve, tunes
+from fewbit.sequential.automatic import check_name, resolve, scalable, tunes
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,30 @@ def test_few_bits_of_language_models_get_the_good_algorithms(recipe, blocks, dat
     assert resolve("rtn", recipe, blocks, data) == "rtn"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        (Recipe("W8A8-dynamic"), "smoothquant"),
+        (Recipe("W8A8-dynamic", rules=(Rule("*head*", skip=True),)), "smoothquant"),
+        (Recipe("W4A8-dynamic"), "gptq"),
+        (Recipe("W8A8"), "rtn"),
+        (Recipe("W8A16"), "rtn"),
+        (Recipe("W8A8-dynamic", weight_calibrator="mse"), "rtn"),
+        (Recipe("W8A8-dynamic", rules=(Rule("*mlp*", scheme="W8A16"),)), "rtn"),
+    ],
+)
+def test_dynamic_integers_are_smoothed_where_scales_can_move(recipe, wanted) -> None:
+    assert resolve("auto", recipe, True, True, scales=True) == wanted
+    assert resolve("auto", recipe, True, False, scales=True) != "smoothquant"
+    assert resolve("auto", recipe, True, True, scales=False) != "smoothquant"
+
+
+def test_scales_move_in_known_families_that_fit() -> None:
+    assert scalable(tiny("llama"))
+    assert scalable(tiny("llama"), streamed=True)
+    assert not scalable(torch.nn.Linear(4, 4))
+
+
 def test_wrong_names_are_told() -> None:
     check_name("auto")
     check_name("smoothquant+gptq")
@@ -51,5 +75,6 @@ def test_the_default_and_best_run_in_memory() -> None:
     data = [torch.randint(0, 64, (1, 24), generator=torch.Generator().manual_seed(i)) for i in range(9)]
     assert info(fewbit.quantize(model, "W4A16-g8", data)).algorithm == "gptq"
     assert info(fewbit.quantize(model, "W4A16-g8")).algorithm == "hqq"
+    assert info(fewbit.quantize(model, "W8A8-dynamic", data)).algorithm == "smoothquant"
     tuned = info(fewbit.quantize(model, "W2A16-g8", data, algorithm="best"))
     assert any("tun" in note for note in tuned.notes)

@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from fewbit.cli.quantize import Job
     from fewbit.sequential.windows import Window
 
-_WINDOWS, _LENGTH = 64, 512
-
 
 def streams(job: Job, options: DataOptions) -> bool:
     """Whether a job goes from folder to folder: a Hugging Face folder, unless its model has to be in memory as a whole.
 
     That is so for batch norm, which is folded, for data on a model without blocks, and for algorithms that prepare the
-    float model (``rotation``, ``awq``, ``smoothquant``).
+    float model (``rotation``, ``awq``, ``smoothquant``, which a ``-dynamic`` scheme with data gets by itself).
     """
     folder = Path(job.source)
     if job.format != "native" or not (folder / "config.json").is_file() or (folder / "fewbit.json").exists():
@@ -32,17 +30,21 @@ def streams(job: Job, options: DataOptions) -> bool:
 
     from fewbit.models import layout
     from fewbit.nn.prepare import split_name
-    from fewbit.sequential.automatic import AUTO, tunes
+    from fewbit.recipe import as_recipe
+    from fewbit.sequential.automatic import resolve, scalable, tunes
     from fewbit.sequential.skeleton import skeleton
+    from fewbit.sequential.solve import with_calibrator
 
-    if job.algorithm != AUTO and split_name(job.algorithm)[0]:
+    model, has_data = skeleton(folder), options.path is not None
+    recipe, scales = with_calibrator(as_recipe(job.recipe), job.calibrator), scalable(model, streamed=True)
+    named = resolve(job.algorithm, recipe, bool(layout(model).blocks), has_data, scales and "RANK" not in os.environ)
+    if split_name(named)[0]:
         return False  # these steps change the float model as a whole
-    model = skeleton(folder)
-    if options.path is not None and tunes(job.algorithm, model) and "RANK" not in os.environ:
+    if has_data and tunes(job.algorithm, model) and "RANK" not in os.environ:
         return False  # the quantized model is tuned as a whole
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return False
-    return options.path is None or bool(layout(model).blocks)
+    return not has_data or bool(layout(model).blocks)
 
 
 def run_folder(session: Session, job: Job, options: DataOptions) -> None:
@@ -95,18 +97,19 @@ def calibration_windows(folder: Path, options: DataOptions) -> tuple[list[Window
         return None, None
     from fewbit.sequential.skeleton import skeleton
     from fewbit.sequential.windows import windows
-    from fewbit.sources import TextOptions, load_data
+    from fewbit.sources import load_data
     from fewbit.sources.huggingface import tokenizer_folder
 
     model: Any = skeleton(folder)
+    path, options = options.path, options.of_language()
     batches = load_data(
-        options.path,
+        path,
         model,
         batch_size=1,
-        limit=options.samples or _WINDOWS,
+        limit=options.samples,
         tokenizer_dir=tokenizer_folder(folder),
         image=options.image(),
-        text_options=TextOptions(length=options.tokens or _LENGTH),
+        text_options=options.text(),
     )
     found = windows(batches, getattr(model, "main_input_name", "input_ids"))
     if not found:

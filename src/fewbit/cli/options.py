@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -12,7 +12,7 @@ import typer
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
-    from fewbit.sources import Batches, ImageOptions, LoadedModel
+    from fewbit.sources import Batches, ImageOptions, LoadedModel, TextOptions
 
 _PICTURES = "Pictures"
 
@@ -163,13 +163,19 @@ class DataOptions:
             raise FewbitError(f"the data {self.path} does not exist")
         self.image()
 
+    def of_language(self) -> DataOptions:
+        """What is left open as calibrating a language model wants it: 64 windows of 512 tokens."""
+        from fewbit.sequential.entry import LENGTH, WINDOWS
+
+        return replace(self, samples=self.samples or WINDOWS, tokens=self.tokens or LENGTH)
+
     def load(self, source: LoadedModel) -> Batches:
         """The batches, prepared for a model.
 
         Raises:
             FewbitError: There is no path, or it cannot be read.
         """
-        from fewbit.sources import TextOptions, load_data
+        from fewbit.sources import load_data
 
         if self.path is None:
             raise FewbitError("this needs data; name a file or folder with --data")
@@ -180,8 +186,14 @@ class DataOptions:
             limit=self.samples,
             tokenizer_dir=source.tokenizer_dir,
             image=self.image(),
-            text_options=TextOptions() if self.tokens is None else TextOptions(length=self.tokens),
+            text_options=self.text(),
         )
+
+    def text(self) -> TextOptions:
+        """How texts are cut."""
+        from fewbit.sources import TextOptions
+
+        return TextOptions() if self.tokens is None else TextOptions(length=self.tokens)
 
     def image(self) -> ImageOptions:
         """How pictures are prepared.

@@ -56,12 +56,14 @@ def _run_in_memory(session: Session, job: Job, options: DataOptions) -> None:
     from fewbit.formats import save
     from fewbit.pipeline import quantize
     from fewbit.recipe import as_recipe
+    from fewbit.sequential.memory import has_blocks
     from fewbit.sources import load_model
 
     recipe = as_recipe(job.recipe)
     _check_data(recipe, options)
     with session.stage("load the model"):
         loaded = load_model(job.source)
+    options = options.of_language() if has_blocks(loaded.model) else options
     data: Batches | None = options.load(loaded) if options.path is not None else None
     quantized = quantize(
         loaded.model,
