@@ -14,7 +14,7 @@
 namespace fewbit {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes
+constexpr int64_t kAhead = 2048;  // bytes
 
 inline Simd::Float scales_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
   const int64_t at = (tile * w.groups + group) * kTile + part * Simd::kLanes;

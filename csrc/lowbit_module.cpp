@@ -105,6 +105,32 @@ void linear_dynamic(const LowbitMatrix& matrix, const Input& x, int qmax, bool p
   run_integer(*(*table)->lowbit, call);
 }
 
+/// x and out by their addresses, for callers that know type and shape: arrays of a library cost some 5 us
+/// each to take in. `qmax` 0 is for products in float, `bias` 0 for none.
+void linear_at(const LowbitMatrix& matrix, uintptr_t x, int64_t rows, bool bf16, int qmax, bool per_row,
+               uintptr_t bias, uintptr_t out) {
+  const uintptr_t unit = bf16 ? 2 : 4;
+  if (x % unit != 0 || out % unit != 0 || bias % 4 != 0) {
+    refuse("`x` must start at a multiple of its element size in memory; copy it first");
+  }
+  LowbitCall call;
+  call.weights = matrix.weights();
+  call.rows = rows;
+  call.row_type = bf16 ? RowType::bf16 : RowType::f32;
+  call.x = reinterpret_cast<const void*>(x);
+  call.bf16_out = bf16;
+  call.y = reinterpret_cast<void*>(out);
+  call.bias = reinterpret_cast<const float*>(bias);
+  call.qmax = qmax;
+  call.per_row = per_row;
+  const nb::gil_scoped_release free;
+  if (qmax == 0) {
+    run_float(*(*table)->lowbit, call);
+  } else {
+    run_integer(*(*table)->lowbit, call);
+  }
+}
+
 void linear_codes(const LowbitMatrix& matrix, const Input& x, const Input& scale,
                   const std::optional<Input>& zero_point, const std::optional<Input>& bias, const Output& out,
                   const std::string& activation) {
@@ -145,6 +171,7 @@ void bind_lowbit(nb::module_& m, const Kernels* const* active) {
       .def("linear_float", &linear_float, "x"_a, "bias"_a.none(), "out"_a, "activation"_a = "")
       .def("linear_dynamic", &linear_dynamic, "x"_a, "qmax"_a, "per_row"_a, "bias"_a.none(), "out"_a,
            "activation"_a = "")
+      .def("linear_at", &linear_at, "x"_a, "rows"_a, "bf16"_a, "qmax"_a, "per_row"_a, "bias"_a, "out"_a)
       .def("linear_codes", &linear_codes, "x"_a, "scale"_a, "zero_point"_a.none(), "bias"_a.none(), "out"_a,
            "activation"_a = "");
 }

@@ -359,6 +359,19 @@ class LowbitMatrix:
             activation: Name of the activation function.
         """
 
+    def linear_at(self, x: int, rows: int, bf16: bool, qmax: int, per_row: bool, bias: int, out: int) -> None:
+        """``linear_float`` (``qmax`` 0) or ``linear_dynamic`` on memory that the caller answers for.
+
+        Args:
+            x: Address of float32, or bfloat16 if ``bf16``, [rows, K].
+            rows: M.
+            bf16: The type of ``x`` and ``out``.
+            qmax: Largest code, from 1 to 127, or 0 for products in float.
+            per_row: One scale a row, instead of one a row and group.
+            bias: Address of float32 [N], or 0.
+            out: Address of [rows, N], receives the result.
+        """
+
     def linear_codes(
         self,
         x: Array,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewbit.errors import FewbitError
 from fewbit.kernels import activations, dispatch, reference, threads
+from fewbit.kernels.bound import BoundLinear
 from fewbit.kernels.prepared import prepared
 from fewbit.kernels.weights import PackedMatrix, dequantize, rows_of_scales
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor, PerToken
@@ -28,6 +29,7 @@ MAX_GROUP = 32768  # 128 · 255 · 32768 < 2^31: no int32 sum overflows; longer 
 BLOCK = 32  # groups are multiples of it
 _LAYOUT_BITS = {1: 2, 2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_OWN = (Tensor, torch.nn.Parameter, type(None))
 _FEW_ROWS = 48  # without matrix tiles more rows are faster in torch's product, with the weight dequantized
 
 
@@ -137,6 +139,28 @@ def linear_codes(
     zero = None if x_zero_point is None else x_zero_point.contiguous()
     _layout(matrix, 0, zero is not None).linear_codes(x.contiguous(), x_scale.contiguous(), zero, _single(bias), out)
     return out
+
+
+def bind(matrix: PackedMatrix, bias: Tensor | None, quantizer: Any, spec: QSpec | None) -> BoundLinear | None:
+    """The short way of a layer (:mod:`fewbit.kernels.bound`), or None where there is none here.
+
+    Args:
+        matrix: Weights that :func:`has_layout`, the layer's own tensors.
+        bias: The layer's own.
+        quantizer: What quantizes the activations, compared by identity.
+        spec: Of the activations, which :func:`takes_dynamic`, or None for products in float.
+    """
+    plain = bias is None or (bias.dtype == torch.float32 and bias.device.type == "cpu" and bias.is_contiguous())
+    tensors = (matrix.codes, matrix.scale, matrix.zero_point)
+    native = dispatch._native
+    if native is None or not plain or not _compiled(matrix.codes, matrix) or any(type(t) not in _OWN for t in tensors):
+        return None
+    if spec is None:
+        few = None if dispatch.backend() == "amx" else _FEW_ROWS * matrix.shape[1]
+        return BoundLinear(native, _layout(matrix, 0), matrix.shape, tensors, bias, quantizer, few=few)
+    group = spec.granularity.size if isinstance(spec.granularity, PerGroup) else 0
+    layout = _layout(matrix, group)
+    return BoundLinear(native, layout, matrix.shape, tensors, bias, quantizer, int(spec.qmax), not group)
 
 
 def serves_codes(x: Tensor, matrix: PackedMatrix) -> bool:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewbit.kernels import lowbit, ops
+from fewbit.kernels.bound import BoundLinear
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.intercept import read_call
@@ -73,6 +74,7 @@ class QuantizedWeight(nn.Module):
         self.input_quantizer = input_quantizer
         self.kernel = tuple(kernel)
         self.dtype = dtype
+        self.bound: BoundLinear | None = None  # how the last call of `linear` went, if the short way
 
     @property
     def shape(self) -> torch.Size:
@@ -95,15 +97,32 @@ class QuantizedWeight(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x Wᵀ + bias`` for ``x [..., K]``, in the dtype of ``x``."""
+        if not torch.compiler.is_compiling():
+            bound = self.bound
+            if bound is not None and bound.takes(x) and self._still(bound, bias):
+                return bound(x)
         matrix, quantizer = self.packed.matrix(), self.input_quantizer
         if quantizer is None:
             if lowbit.has_layout(matrix) and not (x.requires_grad and torch.is_grad_enabled()):
+                self._bind(matrix, bias, None)
                 return ops.linear_float(x, matrix, bias)
             return F.linear(x, ops.dequantized(matrix).to(x.dtype), _like(bias, x))
         if isinstance(quantizer, DynamicQuantizer) and lowbit.takes_dynamic(quantizer.spec, matrix):
+            self._bind(matrix, bias, quantizer.spec)
             return ops.linear_dynamic(x, quantizer.spec, matrix, bias)
         codes, scale, zero_point = quantizer(x)
         return ops.linear(codes, scale, zero_point, matrix, _single(bias)).to(x.dtype)
+
+    def _still(self, bound: BoundLinear, bias: Tensor | None) -> bool:
+        """Whether it was made of what this weight has now; past ``nn.Module``'s slow attributes."""
+        modules = self._modules
+        packed: Any = modules["packed"]
+        return bound.holds(packed._buffers, bias, modules.get("input_quantizer"))
+
+    def _bind(self, matrix: PackedMatrix, bias: Tensor | None, spec: QSpec | None) -> None:
+        """Later calls go the short way."""
+        if not torch.compiler.is_compiling() and (self.bound is None or not self._still(self.bound, bias)):
+            self.bound = lowbit.bind(matrix, bias, self._modules.get("input_quantizer"), spec)
 
     def conv(self, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """A convolution of ``x [N, C, *spatial]`` (or without N), in the dtype of ``x``."""
