@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx_cases import as_ir, branches, convnet, linear_stream, mlp, pictures, run, sqnr
+from onnx_cases import Maker, as_ir, branches, convnet, linear_stream, mlp, pictures, run, sqnr
 
 from fewbit.algorithms import rtn
 from fewbit.numbers.spec import QSpec
@@ -78,3 +78,24 @@ def test_narrow_weights_lie_in_bytes() -> None:
     codes = [v.const_value.numpy() for n, v in model.graph.initializers.items() if n.endswith(".w_quantized")]
     assert codes
     assert all(c.dtype == np.int8 and c.min() >= -8 and c.max() <= 7 for c in codes)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_dead_channels_bias_leaves_room_for_its_products(sign: int) -> None:
+    m = Maker()
+    weight = np.random.default_rng(0).standard_normal((4, 8, 3, 3)).astype(np.float32)
+    weight[2] = sign * 1e-6
+    m.node("Conv", ["x", m.constant("w", weight), m.constant("b", np.full(4, sign * 1.5, np.float32))], "y")
+    proto = m.model({"x": ["n", 8, 8, 8]}, ["y"])
+    model, x = as_ir(proto), {"x": np.abs(pictures(4, 8, 8))}
+    floats = run(model, x)[0]
+    (layer,) = layers.find(model)
+    target = targets.get("onnxruntime")
+    places = placement.place(model, [layer], target)
+    statistics = ranges.new_statistics(places, "minmax", {})
+    observe.observe(model, statistics, [x])
+    codes = ranges.solve(ranges.merged(places, statistics), "minmax", {}, QSpec.parse(target.activations))
+    tensor = rtn.quantize_weight(layer.matrix(), QSpec.parse("int8/channel/sym"))
+    bias = torch.from_numpy(layer.bias.const_value.numpy().copy())
+    static.write_static(model, places, target, codes, {layer.name: tensor}, {layer.name: bias})
+    assert sqnr(floats[:, 2], run(model, x)[0][:, 2]) > 30

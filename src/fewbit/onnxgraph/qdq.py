@@ -145,8 +145,11 @@ def bias_codes(bias: torch.Tensor, input_scale: float, weight_scale: torch.Tenso
 
 
 def wide_enough(bias: torch.Tensor, input_scale: float, weight_scale: torch.Tensor) -> torch.Tensor:
-    """Weight scales, widened where the bias would else be beyond int32 (a channel of almost no weight)."""
-    least = bias.abs().double() / (input_scale * (2**31 - 1024))
+    """Weight scales, widened where the bias would else fill more than half of int32 (a channel of almost no weight).
+
+    The other half is left to the products: runtimes add them to the bias in int32, which wraps around silently.
+    """
+    least = bias.abs().double() / (input_scale * 2**30)
     return torch.maximum(weight_scale.double().expand(len(bias)), least).float()
 
 
