@@ -1,18 +1,20 @@
 """Gemma-3-270M with 8-bit products and with quantized keys and values: perplexity against float.
 
-    python benchmarks/gemma_w8a8_kv.py [WINDOWS]
+    python benchmarks/gemma_w8a8_kv.py [WINDOWS] [FOLDER]
 
 Decoder linears only, as in the weight-only judge: embedding and output layer stay float. SmoothQuant sees 8 windows of
 512 tokens of wikitext2-valid; all are judged on the same first windows of wikitext2-test, ``<bos>`` before each. Keys
-and values are measured as in generating token by token: passes of 32 tokens that read the past from the cache.
+and values are measured as in generating token by token: passes of 32 tokens that read the past from the cache. What
+each variant says is kept in FOLDER, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import _gemma
@@ -29,6 +31,7 @@ from fewbit.recipe import Recipe, Rule
 CALIBRATED = 8
 CHUNK = 32
 CACHES = ("int8", "int4", "int4-token")
+FOLDER = Path.home() / ".cache" / "fewbit" / "gemma-results"
 Hidden = Callable[[Tensor], Tensor]
 
 
@@ -56,79 +59,60 @@ def through_cache(whole: Any, options: KVOptions) -> Hidden:
     return hidden
 
 
-class Sums:
-    """Of one variant over the windows."""
-
-    def __init__(self) -> None:
-        self.nll = self.kl = self.same = 0.0
-        self.tokens = 0
-
-    def add(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> None:
-        """Take in log-probabilities ``[T, vocabulary]``."""
-        self.nll -= float(ours.gather(1, targets[:, None]).sum(dtype=torch.float64))
-        self.kl += float((theirs.exp() * (theirs - ours)).sum(dtype=torch.float64))
-        self.same += float((ours.argmax(1) == theirs.argmax(1)).sum())
-        self.tokens += len(targets)
-
-    def row(self, name: str, reference: Sums) -> dict[str, Any]:
-        """What was found."""
-        perplexity, float_perplexity = (math.exp(s.nll / s.tokens) for s in (self, reference))
-        return {
-            "name": name,
-            "perplexity": perplexity,
-            "above float": perplexity / float_perplexity - 1,
-            "kl": self.kl / self.tokens,
-            "same top-1": self.same / self.tokens,
-        }
+def variants(whole: Any) -> dict[str, Callable[[], Hidden]]:
+    """What is judged; each is made when it is its turn."""
+    found: dict[str, Callable[[], Hidden]] = {
+        f"W8A8-dynamic, {algorithm}": lambda a=algorithm: one_pass(quantized(whole.model, a))
+        for algorithm in ("rtn", "smoothquant")
+    }
+    return found | {
+        f"keys and values {name}": lambda n=name: through_cache(whole, KVOptions.parse(n)) for name in CACHES
+    }
 
 
 @torch.no_grad()
-def judge(whole: Any, variants: dict[str, Hidden], count: int) -> None:
-    """All variants, window by window, the float model's logits computed once a window; what there is is written after
-    each."""
-    sums = {name: Sums() for name in variants}
-    for number, ids in enumerate(_gemma.windows("wikitext2-test.txt", count), 1):
-        states = {name: hidden(ids)[:-1] for name, hidden in variants.items()}
-        for part in torch.arange(states["float"].shape[0]).split(128):
-            exact = torch.log_softmax(whole.lm_head(states["float"][part]), 1)
-            for name, found in states.items():
-                ours = exact if name == "float" else torch.log_softmax(whole.lm_head(found[part]), 1)
-                sums[name].add(ours, exact, ids[0, 1:][part])
-        rows = [each.row(name, sums["float"]) for name, each in sums.items()]
-        told = ", ".join(f"{row['name']} {row['perplexity']:.3f} ({row['above float']:+.2%})" for row in rows)
-        print(f"window {number}: {told}", flush=True)
-        report(rows, number)
+def states(name: str, make: Callable[[], Hidden], judge: _gemma.Judge, folder: Path) -> Tensor:
+    """The last hidden states of a variant on all windows."""
+    path = folder / f"{len(judge.windows)}-{name}.pt".replace(" ", "_").replace(",", "")
+    if path.exists():
+        known: Tensor = torch.load(path, weights_only=True)
+        return known
+    hidden, start = make(), time.perf_counter()
+    found = torch.cat([hidden(ids[:, :-1]) for ids in judge.windows])
+    print(f"{name}: {time.perf_counter() - start:.0f} s of forward passes", flush=True)
+    torch.save(found, path)
+    return found
 
 
-def report(rows: list[dict[str, Any]], count: int) -> None:
-    table = markdown_table(
-        ["Gemma-3-270M", "perplexity", "above float", "KL, nats", "same top-1"],
+def report(rows: dict[str, _gemma.Verdict], count: int) -> None:
+    reference = rows["float"].perplexity
+    cells = [
         [
-            [
-                row["name"],
-                f"{row['perplexity']:.3f}",
-                f"{row['above float']:+.2%}",
-                f"{row['kl']:.5f}",
-                f"{row['same top-1']:.1%}",
-            ]
-            for row in rows
-        ],
-    )
+            name,
+            f"{row.perplexity:.3f}",
+            f"{row.perplexity / reference - 1:+.2%}",
+            f"{row.kl:.5f}",
+            f"{row.agreement:.1%}",
+        ]
+        for name, row in rows.items()
+    ]
+    table = markdown_table(["Gemma-3-270M", "perplexity", "above float", "KL, nats", "same top-1"], cells)
     caches = "; ".join(f"{name}: {KVOptions.parse(name).describe()}" for name in CACHES)
     text = f"First {count} windows of 512 tokens of wikitext2-test, BOS before each.\n\n{table}\n\n{caches}."
-    write("gemma_w8a8_kv", text, {"windows": count, "rows": rows})
+    write("gemma_w8a8_kv", text, {"windows": count, "rows": {name: asdict(row) for name, row in rows.items()}})
 
 
-def main(count: int = _gemma.JUDGED_WINDOWS) -> None:
+def main(count: int = _gemma.JUDGED_WINDOWS, folder: Path = FOLDER) -> None:
     torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
     whole: Any = _gemma.float_model()
-    variants = {"float": one_pass(whole.model)}
-    for algorithm in ("rtn", "smoothquant"):
-        variants[f"W8A8-dynamic, {algorithm}"] = one_pass(quantized(whole.model, algorithm))
-    for name in CACHES:
-        variants[f"keys and values {name}"] = through_cache(whole, KVOptions.parse(name))
-    judge(whole, variants, count)
+    known = folder / "float-said.pt" if count == _gemma.JUDGED_WINDOWS else None
+    judge = _gemma.Judge(whole, count, file=known)
+    rows = {"float": judge.verdict(judge.float.hidden)}
+    for name, make in variants(whole).items():
+        rows[name] = judge.verdict(states(name, make, judge, folder))
+        report(rows, count)
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in sys.argv[1:]))
+    main(*(int(each) for each in sys.argv[1:2]), *(Path(each) for each in sys.argv[2:3]))

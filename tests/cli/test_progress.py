@@ -41,13 +41,13 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     lines.update("blocks", 0, 4)
     for done in range(1, 9):
         now.time += 10
-        lines.update("passes", done, 8)
         if done % 2 == 0:
             lines.update("blocks", done // 2, 4)
+        lines.update("passes", done, 8)
     told = stream.getvalue().splitlines()
     assert told == [
-        "fewbit: blocks 1 of 4, 0:30 passed, about 1:30 left; passes 3 of 8, 0:20 passed, about 0:33 left",
-        "fewbit: blocks 2 of 4, 1:00 passed, about 1:00 left; passes 6 of 8, 0:50 passed, about 0:17 left",
+        "fewbit: blocks 2 of 4, 0:40 passed, about 0:40 left; passes 3 of 8, 0:30 passed, about 0:50 left",
+        "fewbit: blocks 3 of 4, 1:10 passed, about 0:23 left; passes 7 of 8, 1:00 passed, about 0:09 left",
     ]
     lines.stop()
 

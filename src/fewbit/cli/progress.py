@@ -93,7 +93,7 @@ class _Stage:
 
 
 class Lines:
-    """One line with every stage under way, at most every so many seconds; short work shows nothing.
+    """One line with every stage under way, at most every so many seconds; stages that take less show nothing.
 
     Args:
         stream: Where to.
@@ -111,7 +111,7 @@ class Lines:
         now = self._now()
         state = self._stages.setdefault(stage, _Stage(now))
         state.done, state.total = done, total
-        if now - self._told < self._every or done == total:
+        if now - max(self._told, state.started) < self._every or done == total:
             return
         self._told = now
         under_way = {name: each for name, each in self._stages.items() if each.done < each.total}
