@@ -17,18 +17,19 @@ from fewbit.onnxgraph.simplify import simplify
 SPEC = QSpec.parse("int4/channel/sym")
 
 
-def collected(proto: Any, x: np.ndarray) -> tuple[Grams, dict[str, layers.Layer], Any]:
+def collected(proto: Any, x: np.ndarray, centered: bool = False) -> tuple[Grams, dict[str, layers.Layer], Any]:
     model = as_ir(proto)
     simplify(model)
     found = {layer.name: layer for layer in layers.find(model)}
-    grams = Grams(list(found.values()))
+    grams = Grams(list(found.values()), centered)
     observe.observe(model, {}, [x], grams=grams)
     return grams, found, model
 
 
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("name", ["stem_node", "expand_node", "last_node", "logits_node"])
-def test_the_error_of_a_weight_is_that_of_the_output(name: str) -> None:
-    grams, found, model = collected(convnet(), pictures(4))
+def test_the_error_of_a_weight_is_that_of_the_output(name: str, centered: bool) -> None:
+    grams, found, model = collected(convnet(), pictures(4), centered)
     layer = found[name]
     change = rtn.quantize_weight(layer.matrix(), SPEC).dequantize() - layer.matrix()
     statistics = grams.statistics(layer)
@@ -43,7 +44,10 @@ def test_the_error_of_a_weight_is_that_of_the_output(name: str) -> None:
         layer.weight.const_value = ir.Tensor(weight, name=layer.weight.name)
         moved = run(model, {"x": pictures(4)})[0]
     axes = tuple(axis for axis in range(exact.ndim) if axis != 1)
-    np.testing.assert_allclose(predicted.numpy(), ((exact - moved) ** 2).mean(axes), rtol=1e-3, atol=1e-6)
+    error = exact - moved
+    if centered:  # the bias will take the mean
+        error = error - error.mean(axes, keepdims=True)
+    np.testing.assert_allclose(predicted.numpy(), (error**2).mean(axes), rtol=1e-3, atol=1e-6)
 
 
 def test_groups_have_a_matrix_each_and_rounding_by_it_is_no_worse() -> None:

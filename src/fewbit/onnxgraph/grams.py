@@ -29,9 +29,11 @@ class Grams:
 
     Args:
         layers: Those of a simplified model; transposed convolutions and those with three spatial axes are left out.
+        centered: Take the mean input out of the matrices of layers with a bias, for a bias that will make up for it.
     """
 
-    def __init__(self, layers: list[Layer]) -> None:
+    def __init__(self, layers: list[Layer], centered: bool = False) -> None:
+        self.centered = centered
         self.layers = [la for la in layers if la.kind != "ConvTranspose" and len(la.weight.const_value.shape) < 5]
         self.names = sorted({layer.node.inputs[0].name for layer in self.layers})
         self._found: dict[str, _Grouped] = {}
@@ -48,12 +50,20 @@ class Grams:
     def statistics(self, layer: Layer) -> Statistics | None:
         """Of a layer in one group; None where it saw nothing, or has several."""
         found = self._found.get(layer.name)
-        return Statistics(found.grams(layer.name)[0]) if found is not None and len(found.products) == 1 else None
+        if found is None or len(found.products) != 1:
+            return None
+        return Statistics(found.grams(layer.name, self._moments(layer, found))[0])
 
     def matrices(self, layer: Layer) -> Tensor | None:
         """``[groups, K, K]``, the mean of ``x xᵀ`` in each group; None where the layer saw nothing."""
         found = self._found.get(layer.name)
-        return None if found is None else found.products / found.count
+        return None if found is None else self._moments(layer, found) / found.count
+
+    def _moments(self, layer: Layer, found: _Grouped) -> Tensor:
+        """Sums of ``x xᵀ``, about the mean where a bias makes up for it."""
+        if not self.centered or layer.kind == "MatMul":
+            return found.products
+        return found.products - found.sums[:, :, None] * found.sums[:, None, :] / found.count
 
 
 def round_groups(layer: Layer, spec: QSpec, grams: Grams) -> QTensor | None:
@@ -89,9 +99,9 @@ class _Grouped:
         self.sums += rows.sum(1, dtype=torch.float64)
         self.count += rows.shape[1]
 
-    def grams(self, name: str) -> list[Gram]:
+    def grams(self, name: str, products: Tensor) -> list[Gram]:
         count = torch.tensor(self.count, dtype=torch.int64)
-        parts = zip(self.products, self.abs, self.sums)
+        parts = zip(products, self.abs, self.sums)
         return [Gram.from_state({"products": p, "abs": a, "sums": s, "count": count}, name) for p, a, s in parts]
 
 

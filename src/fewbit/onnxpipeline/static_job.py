@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
-from fewbit.onnxgraph import observe, placement, ranges
+from fewbit.onnxgraph import drift, observe, placement, ranges
 from fewbit.onnxgraph.equalize import equalize
 from fewbit.onnxgraph.grams import Grams
+from fewbit.onnxgraph.kept import Kept
 from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.means import Means
 from fewbit.onnxgraph.session import Runner
@@ -55,11 +57,14 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         job.notes.append(f"evened out the channels of {count} linear streams")
     places = placement.place(job.model, layers, job.target)
     means = Means(layers) if job.settings.bias_correction else None
-    grams = Grams(layers) if job.wants_grams() else None
-    codes = _activations(job, places, data, spec, means, grams)
+    grams = Grams(layers, centered=job.settings.bias_correction) if job.wants_grams() else None
+    seen = Kept(data)
+    codes = _activations(job, places, seen, spec, means, grams)
     weights, biases = _weights(job, usable, means, grams)
     solved = Solved(job.model, job.target, places, codes, weights, biases)
     kept = set(weights) if not job.settings.only_if_faster else _measured(job, solved, first[0])
+    if job.settings.bias_correction:
+        solved = _without_drift(job, solved, kept, seen.batches)
     for plan in usable:
         if plan.name not in kept:
             job.skipped[plan.name] = "integers are not faster there"
@@ -67,6 +72,14 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         source = job.layers[plan.name].node.inputs[0].name
         job.tell(plan, weights[plan.name], str(spec) if source in places.group else "float")
     job.replace_model(solved.written(kept))
+
+
+def _without_drift(job: Job, solved: Solved, kept: set[str], batches: list[Any]) -> Solved:
+    """The same with biases that answer what the quantized network really computes; see :mod:`.drift`."""
+    layers = [layer for layer in solved.places.layers if layer.name in kept]
+    written = solved.written(kept)
+    biases = drift.corrected(job.model, written, layers, solved.biases, batches, job.told_progress)
+    return replace(solved, biases=biases)
 
 
 def _measured(job: Job, solved: Solved, batch: Any) -> set[str]:

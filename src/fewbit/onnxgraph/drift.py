@@ -1,0 +1,135 @@
+"""Bias correction on what the quantized network really computes.
+
+Correcting a bias for the rounding of its own weight leaves the mean error that the codes of the input bring along, and
+that noise in front of a Relu or Clip becomes. Here layers are taken in the graph's order: with all earlier ones as they
+will be, the mean of the output ``E[â]`` behind the activation function is measured in the quantized graph, and the bias
+moves it to the float network's ``E[a]`` (empirical bias correction, Nagel et al., arXiv 1906.04721, appendix D). Where
+the function is flat the bias moves nothing, so that the step is divided by the share of values where it is not. Each
+layer costs a pass through the graph up to it, so that a part of the data is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from fewbit.onnxgraph import observe
+from fewbit.onnxgraph.constants import array_of
+from fewbit.onnxgraph.layers import Layer
+from fewbit.onnxgraph.placement import absorbed_function, clip_bounds
+
+_LEAST_SHARE = 0.02  # channels that are flat almost everywhere stay as they are
+
+
+@dataclass
+class _Channels:
+    """Sums of a tensor over everything but its channels.
+
+    Attributes:
+        axis: Of the channels.
+        bounds: Values outside are where the activation function is flat.
+        total: float64 ``[channels]``.
+        inside: How many values lie between the bounds, float64 ``[channels]``.
+        count: Values of one channel.
+    """
+
+    axis: int
+    bounds: tuple[float, float]
+    total: Any = 0.0
+    inside: Any = 0.0
+    count: int = 0
+
+    def see(self, array: np.ndarray) -> None:
+        """Take in one piece."""
+        rows = np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
+        self.total = self.total + rows.sum(1, dtype=np.float64)
+        if self.bounds != (-np.inf, np.inf):
+            self.inside = self.inside + ((rows > self.bounds[0]) & (rows < self.bounds[1])).sum(1)
+        self.count += rows.shape[1]
+
+    def mean(self) -> np.ndarray:
+        """float64 ``[channels]``."""
+        return np.asarray(self.total) / self.count
+
+    def share(self) -> np.ndarray:
+        """How much of each channel lies between the bounds."""
+        return np.asarray(self.inside) / self.count if self.bounds != (-np.inf, np.inf) else np.ones(len(self.total))
+
+
+def corrected(
+    model: Any,
+    written: Any,
+    layers: list[Layer],
+    biases: Mapping[str, Tensor],
+    batches: list[Any],
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Biases that give each layer the float network's mean output.
+
+    Args:
+        model: The simplified float model.
+        written: The quantized one; its biases are changed on the way.
+        layers: Those of ``model`` that are quantized.
+        biases: What they have so far, float32 ``[out]``; layers without one are left alone.
+        batches: A part of the data.
+        tell: Called with (stage, layers done, layers in all).
+
+    Returns:
+        float32 ``[out]`` by layer.
+    """
+    nodes = {node.name: node for node in written.graph}
+    names = {value.name for node in written.graph for value in node.outputs}
+    chosen = [layer for layer in layers if layer.name in biases and layer.name in nodes]
+    wanted = _measured(model, {_output(layer).name: _empty(layer) for layer in chosen}, batches)
+    found = dict(biases)
+    for step, layer in enumerate(chosen, 1):
+        name = _output(layer).name
+        there = f"{name}_dequantized" if f"{name}_dequantized" in names else name
+        seen = _measured(written, {there: _empty(layer)}, batches)[there]
+        share = wanted[name].share()
+        move = np.where(share > _LEAST_SHARE, (wanted[name].mean() - seen.mean()) / np.maximum(share, _LEAST_SHARE), 0)
+        found[layer.name] = (found[layer.name].double() + torch.from_numpy(move)).float()
+        _set_bias(nodes[layer.name], found[layer.name])
+        if tell is not None:
+            tell("correct biases", step, len(chosen))
+    return found
+
+
+def _output(layer: Layer) -> Any:
+    """The tensor behind a layer and its activation function."""
+    function = absorbed_function(layer.node.outputs[0])
+    return layer.node.outputs[0] if function is None else function.outputs[0]
+
+
+def _empty(layer: Layer) -> _Channels:
+    function = absorbed_function(layer.node.outputs[0])
+    bounds = None if function is None else clip_bounds(function)
+    return _Channels(1 if layer.kind.startswith("Conv") else -1, bounds or (-np.inf, np.inf))
+
+
+def _measured(model: Any, wanted: dict[str, _Channels], batches: list[Any]) -> dict[str, _Channels]:
+    def see(tensors: dict[str, np.ndarray], _samples: int) -> None:
+        for name, array in tensors.items():
+            wanted[name].see(array)
+
+    observe.stream(model, list(wanted), batches, see)
+    return wanted
+
+
+def _set_bias(node: Any, bias: Tensor) -> None:
+    """Write a bias, on the scale that it has, into a quantized graph."""
+    value = node.inputs[2]
+    decode = value.producer()
+    if decode is None:
+        value.const_value = ir.Tensor(bias.numpy(), name=value.name)
+        return
+    codes, scale = decode.inputs[0], array_of(decode.inputs[1])
+    assert scale is not None
+    rounded = np.clip(np.round(bias.double().numpy() / scale.astype(np.float64)), -(2**31 - 1), 2**31 - 1)
+    codes.const_value = ir.Tensor(rounded.astype(np.int32), name=codes.name)
