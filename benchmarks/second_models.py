@@ -29,6 +29,7 @@ from fewbit.models import layout
 from fewbit.recipe import Recipe, Rule
 
 SCHEMES = ("W4A16-g64", "W3A16-g64")
+_RESAMPLED = 1000
 ALGORITHMS = ("rtn", "gptq", "awq", "best", "hqq")
 
 
@@ -42,6 +43,7 @@ class Words:
     """MiniLM, judged by Spearman correlations with people and the SQNR of embeddings of texts it did not see."""
 
     columns = ("WordSim-353", "SimLex-999", "SQNR, dB")
+    more = ("WordSim beside rtn", "SimLex beside rtn")
 
     def __init__(self) -> None:
         self.encoder, texts = minilm.Encoder(), minilm.news_texts()
@@ -51,21 +53,44 @@ class Words:
         single = [batch for batch in map(self.encoder.batch, zip(words)) if batch["input_ids"].shape[1] == 3]
         self.batches.append({key: torch.cat([batch[key] for batch in single]) for key in single[0]})
         self.exact = self.encoder.embed(self.model, self.judged)
+        self.pairs = (minilm.wordsim353(), minilm.simlex999())
+        self.found: tuple[Tensor, ...] = ()
 
     def judge(self, model: nn.Module) -> tuple[float, ...]:
         """The columns."""
+        self.found = tuple(self._cosines(model, pairs) for pairs in self.pairs)
+        correlations = [minilm.spearman(own, pairs.scores) for own, pairs in zip(self.found, self.pairs)]
+        return (*correlations, min(sqnr(self.exact, self.encoder.embed(model, self.judged)), 200.0))
 
-        def embed(texts: Any) -> Tensor:
-            return self.encoder.embed(model, texts)
+    def _cosines(self, model: nn.Module, pairs: minilm.Similarities) -> Tensor:
+        vectors = dict(
+            zip(pairs.words, nn.functional.normalize(self.encoder.embed(model, pairs.words).double(), dim=1))
+        )
+        return torch.stack([vectors[a] @ vectors[b] for a, b in pairs.pairs])
 
-        found = [minilm.rank_correlation(embed, pairs()) for pairs in (minilm.wordsim353, minilm.simlex999)]
-        return (*found, min(sqnr(self.exact, embed(self.judged)), 200.0))
+    def beside(self, nearest: tuple[Tensor, ...]) -> list[str]:
+        """The two correlations less those of rounding to nearest, and the standard errors of that difference (bootstrap
+        over the pairs of words)."""
+        told = []
+        for own, other, pairs in zip(self.found, nearest, self.pairs):
+            generator = torch.Generator().manual_seed(0)
+            differences = torch.tensor(
+                [
+                    minilm.spearman(own[some], pairs.scores[some]) - minilm.spearman(other[some], pairs.scores[some])
+                    for some in torch.randint(0, len(own), (_RESAMPLED, len(own)), generator=generator)
+                ]
+            )
+            exact = minilm.spearman(own, pairs.scores) - minilm.spearman(other, pairs.scores)
+            told.append(f"{exact:+.4f} ± {float(differences.std()):.4f}")
+        return told
 
 
 class Speech:
     """Whisper, judged by word errors and by the divergence of its predictions."""
 
     columns = ("word errors of 92", "KL, nats")
+    more: tuple[str, ...] = ()
+    found: tuple[Tensor, ...] = ()
 
     def __init__(self) -> None:
         self.model, self.spoken = _whisper.model(), _whisper.sentences()
@@ -84,6 +109,10 @@ class Speech:
             kl += float((exact.exp() * (exact - ours)).sum())
             tokens += len(ours)
         return float(errors), kl / tokens
+
+    def beside(self, nearest: tuple[Tensor, ...]) -> list[str]:
+        """Nothing more."""
+        return []
 
     def _batch(self, sound: np.ndarray[Any, Any]) -> dict[str, Tensor]:
         heard = _whisper.features([_whisper.Spoken("", sound, "")])
@@ -105,22 +134,34 @@ def study(name: str, subject: Any) -> None:
         {"scheme": "float", "algorithm": "", "values": subject.judge(subject.model), "seconds": 0.0}
     ]
     for scheme in SCHEMES:
+        nearest: tuple[Tensor, ...] = ()
         for algorithm in ALGORITHMS:
-            start = time.perf_counter()
+            start = time.process_time()
             recipe = blocks_only(subject.model, scheme)
             q = fewbit.quantize(subject.model, recipe, subject.batches, algorithm=algorithm)
-            seconds = time.perf_counter() - start
-            rows.append(
-                {"scheme": scheme, "algorithm": algorithm, "values": subject.judge(q), "seconds": round(seconds, 1)}
-            )
+            seconds = time.process_time() - start
+            values = subject.judge(q)
+            nearest = subject.found if algorithm == "rtn" else nearest
+            beside = [] if algorithm == "rtn" else subject.beside(nearest)
+            row = {"scheme": scheme, "algorithm": algorithm, "values": values, "beside rtn": beside}
+            rows.append({**row, "seconds": round(seconds, 1)})
             print(name, rows[-1], flush=True)
             report(name, subject, rows)
 
 
 def report(name: str, subject: Any, rows: list[dict[str, Any]]) -> None:
     """Write what there is."""
-    cells = [[r["scheme"], r["algorithm"], *(f"{v:.4g}" for v in r["values"]), f"{r['seconds']:.0f}"] for r in rows]
-    table = markdown_table([name, "algorithm", *subject.columns, "seconds"], cells, left=2)
+    cells = [
+        [
+            *(r["scheme"], r["algorithm"]),
+            *(f"{v:.4g}" for v in r["values"]),
+            *(r.get("beside rtn") or [""] * len(subject.more)),
+            f"{r['seconds']:.0f}",
+        ]
+        for r in rows
+    ]
+    columns = [name, "algorithm", *subject.columns, *subject.more, "s of processor"]
+    table = markdown_table(columns, cells, left=2)
     write(f"second_model_{name}", table, {"rows": rows})
 
 
