@@ -8,7 +8,7 @@ from typing import Any
 
 import _gemma
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 Make = Callable[[nn.Module], tuple[nn.Module, float]]
 
@@ -21,17 +21,11 @@ def found(at: str) -> Iterator[tuple[str, Make]]:
             # As stored by compressed-tensors: 16-bit scales; zero points of the codes' width.
             size = bits + (16 + (0 if symmetric else bits)) / group
             name = f"llm-compressor GPTQ {'sym' if symmetric else 'asym'}"
-            yield (
-                name,
-                lambda model, s=symmetric, size=size: (
-                    llm_compressor(model, bits, group, s, _gemma.calibration()),
-                    size,
-                ),
-            )
+            yield name, lambda model, s=symmetric, size=size: (_llm_compressor(model, bits, group, s), size)
 
 
-def llm_compressor(model: Any, bits: int, group: int, symmetric: bool, windows: list[Tensor]) -> nn.Module:
-    """Its GPTQ on every linear layer but the last, calibrated on ``windows [1, 1 + T]``; in place."""
+def _llm_compressor(model: Any, bits: int, group: int, symmetric: bool) -> nn.Module:
+    """Its GPTQ on every linear layer but the last, in place."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from datasets import Dataset
     from llmcompressor import oneshot
@@ -41,7 +35,7 @@ def llm_compressor(model: Any, bits: int, group: int, symmetric: bool, windows: 
     arguments = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=group)
     scheme = QuantizationScheme(targets=["Linear"], weights=arguments)
     modifier = GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"])
-    rows = [window[0, :-1].tolist() for window in windows]
+    rows = [window[0, :-1].tolist() for window in _gemma.calibration()]
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
     oneshot(
         model=model,

@@ -70,11 +70,9 @@ def decoder(spec: str) -> Recipe:
     return Recipe("W4A16", weights=spec, rules=rules)
 
 
-def ours(
-    algorithm: str, symmetry: str, at: str, calibrator: str | None = None, windows: int = _gemma.CALIBRATION_WINDOWS
-) -> Setting:
+def ours(algorithm: str, symmetry: str, at: str, calibrator: str | None = None) -> Setting:
     def make(model: nn.Module) -> tuple[nn.Module, float]:
-        data = None if algorithm in ("rtn", "hqq") else [window[:, :-1] for window in _gemma.calibration()[:windows]]
+        data = None if algorithm in ("rtn", "hqq") else [window[:, :-1] for window in _gemma.calibration()]
         made = fewbit.quantize(
             model, decoder(f"{AT[at]}/{symmetry}/f16"), data, algorithm=algorithm, calibrator=calibrator, progress=_tell
         )
