@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kRowBlock = 16;
 constexpr int64_t kMostRows = 512;          // of a piece: enough to pay for unpacking its weights
 constexpr int64_t kMostTiles = 16;          // of a piece of many rows
-constexpr int64_t kPieceBytes = 128 << 10;  // of packed weights, some 10 us at the speed of memory
+constexpr int64_t kPieceBytes = 256 << 10;  // of packed weights, some 20 us at the speed of memory
+constexpr int64_t kPieces = 16;             // at least, where a call is large enough, for some cores
 constexpr size_t kKeep = size_t{64} << 20;  // larger workspaces are given back after the call
 
 size_t lines(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
@@ -47,7 +48,8 @@ struct Cut {
     const LowbitWeights& w = call.weights;
     const int64_t unit = on_tiles ? 2 : 1, few = on_tiles ? 32 : 8;
     if (call.rows <= few) {  // as long as the weights are what takes time
-      tiles = unit * std::clamp<int64_t>(kPieceBytes / (unit * w.tile_bytes()), 1, 64);
+      const int64_t most = std::clamp<int64_t>(w.tiles / (kPieces * unit), 1, 64);
+      tiles = unit * std::clamp<int64_t>(kPieceBytes / (unit * w.tile_bytes()), 1, most);
     } else {  // enough outputs to use the rows again and again, and pieces for some cores
       tiles = std::clamp<int64_t>(w.tiles / 8 / unit * unit, unit, kMostTiles);
     }

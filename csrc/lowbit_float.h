@@ -87,7 +87,7 @@ void float_tile(const LowbitWeights& w, int64_t tile, const float* const (&x)[kR
       }
     }
     for (int64_t k = g * w.group; k < (g + 1) * w.group; k += kBlock, block += kBits * kLine) {
-      for (int line = 0; line < kBits; ++line) ask_for(block + kAhead + line * kLine);
+      ask_ahead<kBits>(block);
       each_step([&]<int kStep>() {
         add_product<kBits, kTable, kStep, 0>(block, centre, x, k, acc);
         add_product<kBits, kTable, kStep, 1>(block, centre, x, k, acc);
@@ -116,6 +116,7 @@ void float_rows(const LowbitCall& call, int64_t row, const LowbitPiece& piece) {
     x[r] = reinterpret_cast<const float*>(call.codes) + (row + r) * call.weights.padded;
   }
   alignas(64) float sums[kRows * kTile];
+  ask_first<kBits>(call.weights, piece.tile_begin);
   for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
     float_tile<kBits, kTable, kRows>(call.weights, tile, x, sums);
     for (int r = 0; r < kRows; ++r) finish(call, row + r, tile, sums + r * kTile);

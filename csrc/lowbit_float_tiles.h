@@ -95,7 +95,7 @@ inline void unpack_floats(const LowbitWeights& w, int64_t tile, int64_t group, _
   const __m512i pairs = _mm512_or_si512(zero, _mm512_slli_epi32(zero, 16));
   const __m512i low = _mm512_set1_epi16(255), byte = _mm512_set1_epi32(255);
   for (int64_t k = 0; k < w.group; k += kBlock, block += kBits * kLine, to += 16 * kLine) {
-    for (int line = 0; line < kBits; ++line) ask_for(block + kAhead + line * kLine);
+    ask_ahead<kBits>(block);
     each_step([&]<int kStep>() {
       const __m512i codes = codes_of<kBits, kStep>(block, 0);
       __m512i even, odd;

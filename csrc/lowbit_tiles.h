@@ -62,7 +62,7 @@ inline void unpack_group(const LowbitWeights& w, int64_t tile, int64_t group, ui
   const uint8_t* block = w.codes + tile * w.tile_bytes() + group * w.group * 2 * kBits;
   const __m512i zero = _mm512_mullo_epi32(zeros_of(w, tile, group, 0), _mm512_set1_epi32(0x01010101));
   for (int64_t k = 0; k < w.group; k += kBlock, block += kBits * kLine, to += 8 * kLine) {
-    for (int line = 0; line < kBits; ++line) ask_for(block + kAhead + line * kLine);
+    ask_ahead<kBits>(block);
     each_step([&]<int kStep>() {
       _mm512_store_si512(to + kStep * kLine, _mm512_sub_epi8(codes_of<kBits, kStep>(block, 0), zero));
     });
@@ -92,12 +92,22 @@ inline void store_tiles(void* acc) {
   if constexpr (kTwoRows && kTwoTiles) _tile_stored(3, to + 3072, 64);
 }
 
+/// Weights of 8 bits come from memory right into the tiles.
+template <bool kTwoTiles>
+inline void ask_for_weights(const Panel& panel, int64_t at, int64_t bytes) {
+  for (int64_t i = at + kAhead<8>; i < at + kAhead<8> + bytes; i += kLine) {
+    ask_for<8>(panel.first + i);
+    if constexpr (kTwoTiles) ask_for<8>(panel.second + i);
+  }
+}
+
 template <bool kSigned, bool kTwoRows, bool kTwoTiles>
 inline void multiply_group(const Panel& panel, const IntegerRows& high, const IntegerRows& low, int64_t begin,
                            int64_t group, int32_t* acc) {
   const int64_t step = group % kChunk == 0 ? 64 : 32;
   clear_tiles<kTwoRows, kTwoTiles>();
   for (int64_t k = 0; k < group; k += step) {
+    if constexpr (!kSigned) ask_for_weights<kTwoTiles>(panel, k * kTile, step * kTile);
     _tile_loadd(4, high.at(0, begin + k), 64);
     _tile_loadd(6, panel.first + k * kTile, 64);
     if constexpr (kTwoTiles) _tile_loadd(7, panel.second + k * kTile, 64);

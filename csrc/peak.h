@@ -169,9 +169,14 @@ double peak(Peak what, int64_t rounds) {
   return 0.0;
 }
 
+/// Lines are asked for 2 KiB ahead, as the low-bit kernels do: without, one core reads a fifth less.
 uint64_t read_memory(const uint64_t* data, int64_t count) {
+  constexpr int64_t kAheadWords = 256, kLineWords = 8;
   uint64_t sum[32] = {};
   for (int64_t i = 0; i + 32 <= count; i += 32) {
+    for (int64_t line = 0; line < 32; line += kLineWords) {
+      __builtin_prefetch(data + i + kAheadWords + line, 0, 2);
+    }
     for (int j = 0; j < 32; ++j) sum[j] += data[i + j];
   }
   for (int j = 1; j < 32; ++j) sum[0] += sum[j];
