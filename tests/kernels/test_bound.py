@@ -81,6 +81,16 @@ def set_codes_data(module: Any) -> None:
     module.weight.packed.codes.set_(other_codes(module.weight))
 
 
+def swap_codes_data(module: Any) -> None:
+    module.weight.packed.codes.data = other_codes(module.weight)
+
+
+def learn_bias(module: Any) -> None:
+    bias = module.bias + 1
+    del module.bias
+    module.bias = nn.Parameter(bias)
+
+
 def double_scale(module: Any) -> None:
     module.weight.packed.scale.mul_(2)
 
@@ -109,8 +119,8 @@ def drop_quantizer(module: Any) -> None:
 
 
 CHANGES = [
-    change_codes, replace_codes, set_codes_data, double_scale, replace_bias, change_bias, drop_bias, load_state,
-    drop_quantizer,
+    change_codes, replace_codes, set_codes_data, swap_codes_data, double_scale, replace_bias, change_bias, learn_bias,
+    drop_bias, load_state, drop_quantizer,
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ class BoundLinear:
     """
 
     __slots__ = (
-        "_bias", "_bias_address", "_native", "_tensors", "_versions", "columns", "few", "layout", "outputs", "per_row",
+        "_bias", "_bias_address", "_native", "_states", "_tensors", "columns", "few", "layout", "outputs", "per_row",
         "qmax", "quantizer",
     )  # fmt: skip
 
@@ -53,35 +53,40 @@ class BoundLinear:
             few: Most values of an input it serves, or None for any.
         """
         self._native, self.layout, (self.outputs, self.columns) = native, layout, shape
-        self._tensors, self._versions = tensors, _versions(tensors)
+        self._tensors = tensors
+        own = (t for t in tensors if t is not None)
+        self._states = [(t, t.data_ptr(), -1 if t.is_inference() else t._version) for t in own]
         self._bias, self._bias_address = bias, 0 if bias is None else bias.data_ptr()
         self.quantizer, self.qmax, self.per_row, self.few = quantizer, qmax, per_row, few
 
-    def holds(self, buffers: Mapping[str, Tensor | None], bias: Tensor | None, quantizer: object) -> bool:
-        """Whether the layer still is what it was when this was made."""
-        codes, scale, zero_point = self._tensors
-        return (
-            buffers["codes"] is codes
-            and buffers["scale"] is scale
-            and buffers["zero_point"] is zero_point
-            and quantizer is self.quantizer
-            and bias is self._bias
-            and (bias is None or bias.data_ptr() == self._bias_address)
-            and _versions(self._tensors) == self._versions
-        )
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether ``self(x)`` can be called: a plain, contiguous tensor that wants no gradient."""
+    def serves(self, x: Tensor, buffers: Mapping[str, Tensor | None], bias: Tensor | None, quantizer: object) -> bool:
+        """Whether ``self(x)`` is what the layer of these buffers computes: nothing of the layer is another than it was,
+        and x is a plain, contiguous tensor that wants no gradient."""
         return (
             type(x) is Tensor
-            and (x.dtype is torch.float32 or x.dtype is torch.bfloat16)
+            and ((dtype := x.dtype) is torch.float32 or dtype is torch.bfloat16)
             and x.is_cpu
             and x.is_contiguous()
             and x.dim() > 0
             and x.shape[-1] == self.columns
             and not (x.requires_grad and torch.is_grad_enabled())
             and (self.few is None or x.numel() < self.few)
+            and self.holds(buffers, bias, quantizer)
         )
+
+    def holds(self, buffers: Mapping[str, Tensor | None], bias: Tensor | None, quantizer: object) -> bool:
+        """Whether the layer still is what it was when this was made."""
+        codes, scale, zero_point = self._tensors
+        if buffers["codes"] is not codes or buffers["scale"] is not scale or buffers["zero_point"] is not zero_point:
+            return False
+        if quantizer is not self.quantizer or bias is not self._bias:
+            return False
+        if bias is not None and bias.data_ptr() != self._bias_address:
+            return False
+        for tensor, address, version in self._states:
+            if tensor.data_ptr() != address or (version >= 0 and tensor._version != version):
+                return False
+        return True
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x̂ Wᵀ + bias`` in the dtype of ``x``."""
@@ -99,12 +104,3 @@ class BoundLinear:
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
-
-
-def _versions(tensors: tuple[Tensor, Tensor, Tensor | None]) -> tuple[int, int, int]:
-    codes, scale, zero_point = tensors
-    return _version(codes), _version(scale), 0 if zero_point is None else _version(zero_point)
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

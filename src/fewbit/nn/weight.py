@@ -97,9 +97,10 @@ class QuantizedWeight(nn.Module):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """``x Wᵀ + bias`` for ``x [..., K]``, in the dtype of ``x``."""
-        if not torch.compiler.is_compiling():
-            bound = self.bound
-            if bound is not None and bound.takes(x) and self._still(bound, bias):
+        bound = self.bound
+        if bound is not None and not torch.compiler.is_compiling():
+            modules: Any = self._modules  # past nn.Module's own lookup, which takes as long as all the rest
+            if bound.serves(x, modules["packed"]._buffers, bias, modules.get("input_quantizer")):
                 return bound(x)
         matrix, quantizer = self.packed.matrix(), self.input_quantizer
         if quantizer is None:
@@ -113,16 +114,13 @@ class QuantizedWeight(nn.Module):
         codes, scale, zero_point = quantizer(x)
         return ops.linear(codes, scale, zero_point, matrix, _single(bias)).to(x.dtype)
 
-    def _still(self, bound: BoundLinear, bias: Tensor | None) -> bool:
-        """Whether it was made of what this weight has now; past ``nn.Module``'s slow attributes."""
-        modules = self._modules
-        packed: Any = modules["packed"]
-        return bound.holds(packed._buffers, bias, modules.get("input_quantizer"))
-
     def _bind(self, matrix: PackedMatrix, bias: Tensor | None, spec: QSpec | None) -> None:
         """Later calls go the short way."""
-        if not torch.compiler.is_compiling() and (self.bound is None or not self._still(self.bound, bias)):
-            self.bound = lowbit.bind(matrix, bias, self._modules.get("input_quantizer"), spec)
+        if torch.compiler.is_compiling():
+            return
+        buffers, quantizer = self.packed._buffers, self._modules.get("input_quantizer")
+        if self.bound is None or not self.bound.holds(buffers, bias, quantizer):
+            self.bound = lowbit.bind(matrix, bias, quantizer, spec)
 
     def conv(self, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """A convolution of ``x [N, C, *spatial]`` (or without N), in the dtype of ``x``."""

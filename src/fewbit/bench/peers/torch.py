@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewbit.bench.case import Case, Contender, Run
+from fewbit.kernels import dispatch, onednn
 
 
 def contenders(case: Case) -> list[Contender]:
@@ -18,6 +19,8 @@ def contenders(case: Case) -> list[Contender]:
         found.append(_int4pack(case))
     if case.bits == 8 and not case.group:
         found.append(_dynamic(case))
+        if onednn.available():
+            found.append(_onednn(case))
     return found
 
 
@@ -43,6 +46,24 @@ def _int4pack(case: Case) -> Contender:
 
     nbytes = case.packed_bytes(4)
     return Contender("torch int4pack BF16", [run(packed.clone()) for _ in range(case.copies(nbytes))], nbytes)
+
+
+def _onednn(case: Case) -> Contender:
+    """oneDNN's product of codes as torch ships it, prepacked; each row quantized by fewbit's pass before."""
+    codes, scale = case.rounded()
+    codes, scale = codes.reshape(case.n, case.k).to(torch.int8), scale.reshape(-1).contiguous()
+
+    def run(packed: Tensor) -> Run:
+        def product() -> Tensor:
+            rows, row_scale = dispatch.quantize_rows_dynamic(case.x, 127)
+            shifted = rows.view(torch.uint8) ^ 128
+            return onednn.linear(shifted, 1.0, 128, packed, scale).mul_(row_scale[:, None])
+
+        return product
+
+    nbytes = case.packed_bytes(4)
+    copies = [run(onednn.pack_linear(codes.clone())) for _ in range(case.copies(nbytes))]
+    return Contender("torch oneDNN int8, rows quantized before", copies, nbytes)
 
 
 def _dynamic(case: Case) -> Contender:
