@@ -10,6 +10,7 @@ import argparse
 import gc
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,19 @@ from fewbit.bench.machine import Limits, limits_document, measure_limits
 CASES = {
     "int4-m1": (1, 4, 128), "int4-g32-m1": (1, 4, 32), "int4-m4": (4, 4, 128), "int4-m16": (16, 4, 128),
     "int4-m512": (512, 4, 128), "int8-m1": (1, 8, 0), "int8-m16": (16, 8, 0), "int8-m128": (128, 8, 0),
-    "int8-m512": (512, 8, 0), "int3-m1": (1, 3, 128), "int2-m1": (1, 2, 128),
+    "int8-m512": (512, 8, 0), "int8-m512-768": (512, 8, 0), "int3-m1": (1, 3, 128), "int2-m1": (1, 2, 128),
 }  # fmt: skip
-SIZE = 4096  # inputs and outputs
+SIZES = {"int8-m512-768": (768, 3072)}  # inputs and outputs where not:
+SIZE = (4096, 4096)
 
 
 def run(name: str, footprint: int, rounds: int, most: Limits | None, only: list[str] | None) -> list[dict[str, Any]]:
-    m, bits, group = CASES[name]
-    case = Case(m, SIZE, SIZE, bits, group, footprint=footprint)
+    (m, bits, group), (k, n) = CASES[name], SIZES.get(name, SIZE)
+    case = Case(m, k, n, bits, group, footprint=footprint)
     found, missing = peers.gather(case, only)
     found += contenders.own(case)
     if bits in (2, 3):  # what fewer bits save is shown beside 4
-        found += contenders.own(Case(m, SIZE, SIZE, 4, group, footprint=footprint))
+        found += contenders.own(Case(m, k, n, 4, group, footprint=footprint))
     with torch.inference_mode():
         for contender in found:
             for copy in contender.copies:
@@ -74,6 +76,61 @@ def limit_sentence(most: Limits | None) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Goal:
+    """The fastest of fewbit's layers in a case against the fastest of some others: at least so many times as fast."""
+
+    case: str
+    least: float
+    against: str = ""  # part of the others' names, or all that are not fewbit's
+    threads: int = 0  # 0 for any
+
+    def line(self, rows: list[dict[str, Any]], threads: int) -> str | None:
+        """A sentence, or None where the case was not run or the goal is not for so many threads."""
+        mine = [row for row in rows if row["case"] == self.case and row["name"].startswith("fewbit")]
+        found = [
+            row for row in rows
+            if row["case"] == self.case and row not in mine[:1] and self.against in row["name"]
+            and (row["name"].startswith("fewbit") == self.against.startswith("fewbit"))
+        ]  # fmt: skip
+        if not mine or not found or self.threads not in (0, threads):
+            return None
+        own, other = min(mine, key=lambda row: row["ms"]), min(found, key=lambda row: row["ms"])
+        ratio = other["ms"] / own["ms"]
+        verdict = "held" if ratio >= self.least else "**missed**"
+        return (
+            f"- {self.case}: {own['name']} {own['ms']:.3f} ms is {ratio:.2f} times {other['name']} "
+            f"(goal {self.least}): {verdict}"
+        )
+
+
+GOALS = [
+    Goal("int4-m1", 1.15), Goal("int4-g32-m1", 1.4, "ONNX Runtime int4"), Goal("int4-m16", 1.15, "OpenVINO int4, dyn"),
+    Goal("int4-m512", 1.1, "OpenVINO int4, dyn"), Goal("int8-m1", 1.15, "torch.ao", threads=2),
+    Goal("int8-m16", 1.2), Goal("int8-m128", 0.98, "oneDNN"), Goal("int8-m512", 0.98, "oneDNN"),
+    Goal("int8-m512-768", 0.98, "oneDNN"), Goal("int3-m1", 1.2, "fewbit W4A8"), Goal("int2-m1", 1.5, "fewbit W4A8"),
+]  # fmt: skip
+
+
+def bandwidth_lines(rows: list[dict[str, Any]], threads: int) -> list[str]:
+    """What is asked of M = 1 against the memory: 85% of a read with one thread at 4 bits, 26 GB/s with two at 8."""
+    lines = []
+    for row in (row for row in rows if row["name"].startswith("fewbit W4A8") and row["case"] == "int4-m1"):
+        if threads == 1 and row["fraction"] is not None:
+            verdict = "held" if row["fraction"] >= 0.85 else "**missed**"
+            lines.append(f"- int4-m1: {100 * row['fraction']:.0f}% of a plain read (goal 85%): {verdict}")
+    for row in (row for row in rows if row["name"].startswith("fewbit W8A8") and row["case"] == "int8-m1"):
+        if threads == 2:
+            verdict = "held" if row["gigabytes"] >= 26 else "missed"
+            lines.append(f"- int8-m1: {row['gigabytes']:.1f} GB/s of weights (goal 26, or the one above): {verdict}")
+    return lines
+
+
+def verdicts(rows: list[dict[str, Any]], threads: int) -> str:
+    lines = [line for goal in GOALS if (line := goal.line(rows, threads)) is not None]
+    return "\n".join(lines + bandwidth_lines(rows, threads))
+
+
 def earlier(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
 
@@ -104,7 +161,7 @@ def main() -> None:
     text = (
         f"# Low-bit linear layers, {arguments.threads} thread{'s' if arguments.threads > 1 else ''}\n\n"
         f"Medians of interleaved calls, {clock}; every contender walks through {arguments.megabytes} MiB of weights."
-        f"{limit_sentence(most)}\n\n" + table(rows)
+        f"{limit_sentence(most)}\n\n{table(rows)}\n\nAgainst the goals:\n\n{verdicts(rows, arguments.threads)}"
     )
     write(name, text, {"limits": limits_document(most), "rows": rows})
 

@@ -57,6 +57,7 @@ int main(int argc, char** argv) {
   set_threads(1);
   checks::Digests portable;
   checks::check_passes(choose_kernels("portable"), portable);
+  checks::check_gptq(choose_kernels("portable"), portable);
   checks::check_lowbit(choose_kernels("portable"), portable);
   for (const auto& [name, digest] : portable.by_name()) {
     std::printf("%s %016llx\n", name.c_str(), static_cast<unsigned long long>(digest));
@@ -66,6 +67,7 @@ int main(int argc, char** argv) {
       set_threads(count);
       checks::Digests digests;
       checks::check_passes(choose_kernels(isa), digests);
+      checks::check_gptq(choose_kernels(isa), digests);
       checks::check_lowbit(choose_kernels(isa), digests);
       for (const auto& [name, digest] : digests.by_name()) {
         if (digest == portable.by_name().at(name)) continue;
