@@ -6,12 +6,15 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from _journal import fingerprint
 from torch import Tensor, nn
+
+from fewbit.errors import FewbitError, require
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -29,6 +32,10 @@ class Pictures:
         for pixels, labels in zip(self.pixels.split(size), self.labels.split(size)):
             yield as_input(pixels), labels
 
+    def fingerprint(self) -> str:
+        """A short digest of all of it."""
+        return fingerprint({"pixels": self.pixels, f"labels of {self.classes}": self.labels})
+
 
 def as_input(pixels: Tensor) -> Tensor:
     """Float32 in channels-last order, roughly in [-2, 2]."""
@@ -36,38 +43,53 @@ def as_input(pixels: Tensor) -> Tensor:
 
 
 def load_pictures(path: Path, size: int, classes: tuple[str, ...] | None = None) -> Pictures:
-    """Pictures of a folder or .zip laid out as ``CLASS/picture.jpg``; the classes are the names of the folders."""
-    files = dict(_files(path))
+    """Pictures of a folder or .zip laid out as ``CLASS/picture.jpg``; the classes are the names of the folders.
+
+    Raises:
+        FewbitError: There is nothing such, or a picture cannot be read.
+    """
+    files = _files(path)
     found = tuple(sorted({name.split("/")[-2] for name in files}))
+    if not files:
+        raise FewbitError(f"{path} holds no pictures laid out as CLASS/picture.jpg (or .jpeg, .png)")
+    if classes is None and len(found) < 2:
+        raise FewbitError(f"{path} holds one class only, {found[0]!r}: lay pictures out as CLASS/picture.jpg")
     classes = classes or found
     if unknown := set(found) - set(classes):
-        raise SystemExit(f"{path} has classes that the training pictures lack: {', '.join(sorted(unknown))}")
+        raise FewbitError(f"{path} has classes that the training pictures lack: {', '.join(sorted(unknown))}")
     names = sorted(files)
     pixels = torch.empty(len(names), 3, size, size, dtype=torch.uint8)
     for index, name in enumerate(names):
-        with Image.open(io.BytesIO(files[name]())) as picture:
-            picture = picture.convert("RGB")
-            if picture.size != (size, size):
-                picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-            pixels[index] = (
-                torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-                .reshape(size, size, 3)
-                .permute(2, 0, 1)
-            )
+        try:
+            pixels[index] = _pixels(files[name](), size)
+        except Exception as error:  # damaged pictures and archives fail in any way
+            raise FewbitError(f"{path}: {name} cannot be read as a picture: mend it or take it out") from error
     labels = torch.tensor([classes.index(name.split("/")[-2]) for name in names])
     return Pictures(pixels, labels, classes)
 
 
-def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def _pixels(data: bytes, size: int) -> Tensor:
+    image = require("PIL.Image", "images")
+    with image.open(io.BytesIO(data)) as picture:
+        picture = picture.convert("RGB")
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), image.Resampling.BILINEAR)
+        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return values.reshape(size, size, 3).permute(2, 0, 1)
+
+
+def _files(path: Path) -> dict[str, Callable[[], bytes]]:
+    """How to read each picture, by ``CLASS/picture``; hidden files and pictures beside the classes are left out."""
     if path.is_dir():
-        for file in path.rglob("*"):
-            if file.suffix.lower() in SUFFIXES:
-                yield file.relative_to(path.parent).as_posix(), file.read_bytes
-        return
-    archive = zipfile.ZipFile(path)
-    for name in archive.namelist():
-        if name.lower().endswith(SUFFIXES) and "/" in name:
-            yield name, lambda name=name: archive.read(name)
+        inside = {file.relative_to(path).as_posix(): file.read_bytes for file in path.rglob("*")}
+    else:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise FewbitError(f"{path} cannot be read as a .zip file of pictures, and is no folder: {error}") from error
+        inside = {name: partial(archive.read, name) for name in archive.namelist()}
+    wanted = (name for name in inside if name.lower().endswith(SUFFIXES) and "/" in name)
+    return {name: inside[name] for name in wanted if not name.split("/")[-1].startswith(".")}
 
 
 def augment(pixels: Tensor, generator: torch.Generator, size: int) -> Tensor:

@@ -25,7 +25,7 @@ def write_plots(histories: dict[str, History], path: Path) -> None:
         title = f"{name}: learned steps, relative to post-training quantization"
         figure = graph.Figure(layout={"title": title, "xaxis": {"title": "step"}, "yaxis": {"type": "log"}})
         for key, values in history.scales.items():
-            figure.add_scatter(x=history.steps, y=[v / values[0] for v in values], name=key, mode="lines")
+            figure.add_scatter(x=history.steps, y=[v / (values[0] or 1.0) for v in values], name=key, mode="lines")
         figures.append(figure)
     parts = [offline.plot(figure, output_type="div", include_plotlyjs=n == 0) for n, figure in enumerate(figures)]
     body = "\n".join(parts)

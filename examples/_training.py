@@ -5,40 +5,42 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from _pictures import Pictures, accuracy, augment
+from _journal import Settings, refuse_changed
 from torch import Tensor, nn
 
-from fewbit.train import Distillation
+from fewbit.atomic import new_file
+from fewbit.errors import FewbitError
 
 SAVE_EVERY = 60.0  # seconds
 
 
+class Schedule(Protocol):
+    """How many steps, and what the optimizer is told before each."""
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of ``step``, which depends on nothing else, so that a resumed run sees the same."""
+
+
 @dataclass(frozen=True)
-class Schedule:
-    """One cycle of the learning rate: linear up over ``warmup`` of the steps, then a cosine down to zero.
+class Job:
+    """One training: its name for the reader, its schedule, where its state is kept, and what that is tied to."""
 
-    The first ``small`` share of the steps sees pictures of three quarters' size, which is cheaper and blurs little.
-    """
-
-    steps: int
-    rate: float
-    batch: int = 128
-    weight_decay: float = 5e-4
-    smoothing: float = 0.05
-    warmup: float = 0.2
-    small: float = 0.0
-
-    def learning_rate(self, step: int) -> float:
-        progress = step / self.steps
-        if progress < self.warmup:
-            return self.rate * (0.04 + 0.96 * progress / self.warmup)
-        return self.rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+    name: str
+    schedule: Schedule
+    path: Path | None
+    settings: Settings
+    rate_option: str = "--rate"
+    clip: float | None = None
 
 
 @dataclass
@@ -50,57 +52,110 @@ class History:
     scales: dict[str, list[float]] = field(default_factory=dict)
 
 
-def train(
-    name: str, model: nn.Module, pictures: Pictures, schedule: Schedule, path: Path, distill: Distillation | None = None
-) -> History:
-    """SGD in bfloat16 autocast; the state is kept in ``path``, and a killed run goes on from there."""
+def train(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer, loss_at: Callable[[int], Tensor]) -> History:
+    """Train with ``loss_at(step)``, the loss of the batch of that step, which depends on nothing but the step.
+
+    Raises:
+        FewbitError: The kept state is damaged, of another network or made with other settings; the loss is not finite.
+    """
     model.train()
-    optimizer = optimizer_of(model, schedule)
-    history, done = _resumed(model, optimizer, path)
+    history, done = _resumed(job, model, optimizer)
     saved = start = time.monotonic()
-    for step, chosen, generator in _batches(len(pictures.labels), schedule, done):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(step)
-        side = pictures.pixels.shape[-1]
-        size = side * 3 // 4 if step < schedule.small * schedule.steps else side
-        x = augment(pictures.pixels[chosen], generator, size)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(x)
-        loss = F.cross_entropy(logits.float(), pictures.labels[chosen], label_smoothing=schedule.smoothing)
-        if distill is not None:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = loss + distill(logits, x)
+    last = job.schedule.steps
+    for step in range(done, last):
+        job.schedule.apply(optimizer, step)
+        loss = loss_at(step)
+        if not math.isfinite(float(loss.detach())):
+            _diverged(job, step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if job.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), job.clip)
         optimizer.step()
-        if step % 10 == 0 or step + 1 == schedule.steps:
+        if step % 10 == 0 or step + 1 == last:
             _note(history, model, step, float(loss.detach()))
-            _show(name, step + 1, schedule, history.loss[-1], (time.monotonic() - start) / (step + 1 - done))
-        if time.monotonic() - saved > SAVE_EVERY:
-            _save(model, optimizer, history, step + 1, path)
+            _show(job.name, step + 1, last, history.loss[-1], (time.monotonic() - start) / (step + 1 - done))
+        if step + 1 == last or time.monotonic() - saved > SAVE_EVERY:
+            _save(job, model, optimizer, history, step + 1)
             saved = time.monotonic()
-    if done < schedule.steps:
-        _save(model, optimizer, history, schedule.steps, path)
-        print(file=sys.stderr)
     return history
 
 
-def optimizer_of(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Weights decay; biases, norms and learned steps do not."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
-    return torch.optim.SGD(groups, lr=schedule.rate, momentum=0.9, nesterov=True)
+def check_state(job: Job) -> None:
+    """Raise FewbitError if a state is kept that this job could not go on from, as far as the file tells."""
+    if job.path is not None and job.path.exists():
+        refuse_changed(str(job.path), read_state(job.path).get("settings", job.settings), job.settings)
 
 
-def _batches(count: int, schedule: Schedule, done: int) -> Iterator[tuple[int, Tensor, torch.Generator]]:
-    """(step, indices, generator); a step's batch depends on its number alone, so that a resumed run sees the same."""
-    batch = min(schedule.batch, count)
-    per_epoch = count // batch
-    for step in range(done, schedule.steps):
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(step // per_epoch))
-        place = step % per_epoch * batch
-        yield step, order[place : place + batch], torch.Generator().manual_seed(1_000_003 + step)
+def kept_history(path: Path) -> History:
+    """What was noted so far; nothing if the state is gone."""
+    return History(**read_state(path)["history"]) if path.exists() else History()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `train` kept.
+
+    Raises:
+        FewbitError: The file is damaged, or something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        dicts = (state["model"], state["optimizer"], state["history"], state.get("settings", {}))
+        complete = all(isinstance(each, dict) for each in dicts) and isinstance(state["step"], int)
+    except Exception as error:  # damaged files fail in any way
+        raise FewbitError(f"{path} cannot be read as a state of training; if it is one, delete it and go on") from error
+    if not complete:
+        raise FewbitError(f"{path} is not a state of training; if nothing else needs it, delete it and go on")
+    found: dict[str, Any] = state
+    return found
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Load the weights that ``path`` held.
+
+    Raises:
+        FewbitError: They are another network's.
+    """
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise FewbitError(f"{path} is the state of another network: {reason[-1][:160]}") from error
+
+
+def _resumed(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[History, int]:
+    if job.path is None or not job.path.exists():
+        return History(), 0
+    check_state(job)
+    state = read_state(job.path)
+    load_weights(model, state["model"], job.path)
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        history = History(**state["history"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FewbitError(f"{job.path} is the state of another training: {error}") from error
+    return history, int(state["step"])
+
+
+def _save(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, step: int) -> None:
+    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.is_floating_point()):
+        _diverged(job, step)
+    if job.path is None:
+        return
+    told = {"steps": history.steps, "loss": history.loss, "scales": history.scales}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "history": told}
+    with new_file(job.path) as temporary:
+        torch.save({**state, "settings": dict(job.settings)}, temporary)
+
+
+def _diverged(job: Job, step: int) -> None:
+    """Put the state aside, which would only diverge again and is tied to this learning rate, and say what to change."""
+    aside = ""
+    if job.path is not None and job.path.exists():
+        target = job.path.with_suffix(".diverged.pt")
+        job.path.replace(target)
+        aside = f"; its last state is now {target}"
+    raise FewbitError(f"{job.name}: the loss is no longer finite at step {step}: lower {job.rate_option}{aside}")
 
 
 def _note(history: History, model: nn.Module, step: int, loss: float) -> None:
@@ -111,34 +166,10 @@ def _note(history: History, model: nn.Module, step: int, loss: float) -> None:
             history.scales.setdefault(key, []).append(float(parameter.detach().abs().mean()))
 
 
-def _show(name: str, step: int, schedule: Schedule, loss: float, seconds: float) -> None:
-    left = seconds * (schedule.steps - step)
-    text = f"{name}: step {step}/{schedule.steps}, loss {loss:.3f}, {left / 60:.0f} min left"
-    print(
-        f"\r{text:<79}" if sys.stderr.isatty() else text,
-        end="" if sys.stderr.isatty() else "\n",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _save(model: nn.Module, optimizer: torch.optim.Optimizer, history: History, step: int, path: Path) -> None:
-    temporary = path.with_suffix(".new")
-    told = {"steps": history.steps, "loss": history.loss, "scales": history.scales}
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "history": told}
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
-def _resumed(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> tuple[History, int]:
-    if not path.exists():
-        return History(), 0
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return History(**state["history"]), int(state["step"])
-
-
-def scores(model: nn.Module, pictures: Pictures) -> float:
-    """Top-1 accuracy in percent."""
-    return 100 * accuracy(model, pictures)
+def _show(name: str, step: int, steps: int, loss: float, seconds: float) -> None:
+    left = seconds * (steps - step)
+    text = f"{name}: step {step}/{steps}, loss {loss:.3f}, {left / 60:.0f} min left"
+    if sys.stderr.isatty():
+        print(f"\r{text:<79}", end="\n" if step == steps else "", file=sys.stderr, flush=True)
+    elif step == steps or step % 50 == 1:
+        print(text, file=sys.stderr, flush=True)

@@ -4,9 +4,10 @@ quantization by the same recipe.
     python examples/qat_cifar10.py --train TRAIN --test TEST --out runs/resnet20
 
 TRAIN and TEST are folders or .zip files laid out as CLASS/picture.jpg; any pictures will do. First and last layer keep
-8 bits, as in the papers. Every run keeps its state in the output folder and goes on from there when it was killed.
-The result is a table, ``results.json`` and ``training.html`` with the losses and learned steps (fewbit[report]).
-Needs fewbit[images,report].
+8 bits, as in the papers. States and measured values are kept in the output folder: the same command goes on where it
+was killed, and more widths can be added; other settings for what is there already are refused. The result is a table,
+``results.json``, ``training.html`` with the losses and learned steps, and a folder per trained width for
+``fewbit.load``. Needs fewbit[images,report].
 """
 
 from __future__ import annotations
@@ -14,24 +15,32 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from _pictures import NETWORKS, Pictures, as_input, load_pictures
+from _command import command, existing, folder, make_folder, rate, share, whole
+from _journal import Journal, Settings, fingerprint
+from _picture_training import PictureSchedule, train_on_pictures
+from _pictures import NETWORKS, Pictures, accuracy, as_input, load_pictures
 from _plots import write_plots
-from _training import History, Schedule, scores, train
-from torch import nn
+from _training import Job, check_state, kept_history, load_weights, read_state
+from torch import Tensor, nn
 
 import fewbit
-from fewbit.errors import FewbitError
+from fewbit.atomic import write_text
+from fewbit.errors import require
 from fewbit.evaluate import top1_agreement
 from fewbit.recipe import Recipe, Rule
 from fewbit.train import Distillation
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CALIBRATE = 512
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -41,9 +50,24 @@ class Row:
     name: str
     steps: int
     post_training: float
-    trained: float | None
-    converted: float | None
-    agreement: float | None
+    trained: float | None = None
+    converted: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command works on. Every result is tied to ``common``, and to more of its own."""
+
+    options: argparse.Namespace
+    pictures: Pictures
+    test: Pictures
+    journal: Journal
+    common: Settings
+
+    def measured_on(self, settings: Settings) -> Settings:
+        """What a score is tied to, of something made with ``settings``."""
+        return {**settings, "the test pictures": self.test.fingerprint()}
 
 
 def recipe(bits: int) -> Recipe:
@@ -51,122 +75,213 @@ def recipe(bits: int) -> Recipe:
     return Recipe(f"W{bits}A{bits}", rules=(Rule("@first", scheme="W8A8"), Rule("@last", scheme="W8A8")))
 
 
-def measure(
-    bits: int, model: nn.Module, options: argparse.Namespace, data: tuple[Pictures, Pictures]
-) -> tuple[Row, History]:
-    """Post-training quantization, training, conversion."""
-    pictures, test = data
+def score(model: nn.Module, pictures: Pictures) -> float:
+    """Top-1 accuracy in percent."""
+    return 100 * accuracy(model, pictures)
+
+
+# --- in float -----------------------------------------------------------------------------------
+
+
+def float_network(run: Run) -> nn.Module:
+    """The network of ``--network``, trained in float."""
+    options = run.options
+    torch.manual_seed(0)
+    model = NETWORKS[options.network](len(run.pictures.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    started = "none"
+    if options.start:
+        load_weights(model, read_state(options.start)["model"], options.start)
+        started = fingerprint(model.state_dict())
+    settings = {
+        **run.common,
+        "--float-steps": options.float_steps,
+        "--float-rate": options.float_rate,
+        "--small": options.small,
+        "the network of --start": started,
+    }
+    schedule = PictureSchedule(
+        options.float_steps, options.float_rate, weight_decay=5e-4, warmup=0.05, small=options.small
+    )
+    job = Job("float", schedule, options.out / "float.pt", settings, "--float-rate")
+    train_on_pictures(job, model, schedule, run.pictures, compiled=options.compile)
+    model.eval()
+    return model
+
+
+def score_trained_on(run: Run, model: nn.Module, settings: Settings) -> float:
+    """What more steps of the same training bring to the float network: the control of the quantized runs."""
+    options = run.options
+    further, teacher = copy.deepcopy(model), copy.deepcopy(model)
+    schedule = PictureSchedule(options.control, options.rate)
+    job = Job("float, trained on", schedule, options.out / "float-on.pt", settings)
+    with Distillation(further, teacher) as distill:
+        train_on_pictures(job, further, schedule, run.pictures, distill)
+    return score(further.eval(), run.test)
+
+
+# --- at few bits --------------------------------------------------------------------------------
+
+
+def calibration(pictures: Pictures) -> list[Tensor]:
     chosen = torch.randperm(len(pictures.labels), generator=torch.Generator().manual_seed(0))[:CALIBRATE]
-    batches = [as_input(part) for part in pictures.pixels[chosen].split(64)]
-    name, steps = f"W{bits}A{bits}", options.steps.get(bits, 0)
-    post = scores(fewbit.quantize(model, recipe(bits), batches), test)
-    print(f"{name} post-training: {post:.2f}", file=sys.stderr)
-    if not steps:
-        return Row(name, 0, post, None, None, None), History()
-    prepared = fewbit.prepare_qat(model, recipe(bits), batches, freeze_norms_after=int(options.norms_move * steps))
-    schedule = Schedule(steps, options.rate, weight_decay=1e-4 if bits > 2 else 5e-5, smoothing=0.0, warmup=0.1)
+    return [as_input(part) for part in pictures.pixels[chosen].split(64)]
+
+
+def job_of(run: Run, bits: int, settings: Settings) -> tuple[Job, PictureSchedule]:
+    """The training at ``bits`` bits; ``settings`` are those of the float network."""
+    options = run.options
+    schedule = PictureSchedule(options.steps.get(bits, 0), options.rate, weight_decay=1e-4 if bits > 2 else 5e-5)
+    own = {"--steps": schedule.steps, "--rate": options.rate, "--norms-move": options.norms_move}
+    name = f"W{bits}A{bits}"
+    return Job(name, schedule, options.out / f"{name}.pt", {**settings, **own}), schedule
+
+
+def check_kept(run: Run, bits: int, settings: Settings) -> None:
+    """Refuse what is kept of this width if it was made with other settings; all are looked at before any is trained."""
+    job, schedule = job_of(run, bits, settings)
+    run.journal.known(f"{job.name} post-training", run.measured_on(settings))
+    if schedule.steps:
+        check_state(job)
+        run.journal.known(f"{job.name} trained", run.measured_on(job.settings))
+
+
+def measure(run: Run, bits: int, model: nn.Module, settings: Settings) -> None:
+    """Post-training quantization, training, conversion: into the journal, as far as it lacks them."""
+    job, schedule = job_of(run, bits, settings)
+    post = run.journal.measured(
+        f"{job.name} post-training",
+        run.measured_on(settings),
+        lambda: score(fewbit.quantize(model, recipe(bits), calibration(run.pictures)), run.test),
+    )
+    print(f"{job.name} post-training: {post:.2f}", file=sys.stderr)
+    if schedule.steps:
+        found = run.journal.measured(
+            f"{job.name} trained", run.measured_on(job.settings), lambda: trained(run, bits, model, job, schedule)
+        )
+        print(f"{job.name} trained: {found['trained']:.2f}, converted: {found['converted']:.2f}", file=sys.stderr)
+
+
+def trained(run: Run, bits: int, model: nn.Module, job: Job, schedule: PictureSchedule) -> dict[str, float]:
+    """Train and convert; the converted model is saved."""
+    moving = int(run.options.norms_move * schedule.steps)
+    prepared = fewbit.prepare_qat(model, recipe(bits), calibration(run.pictures), freeze_norms_after=moving)
     with Distillation(prepared, model) as distill:
-        history = train(name, prepared, pictures, schedule, options.out / f"{name}.pt", distill)
+        train_on_pictures(job, prepared, schedule, run.pictures, distill)
     converted = fewbit.convert(prepared)
     prepared.eval()
     with torch.no_grad():
-        logits = [torch.cat([m(x) for x, _ in test.batches(250)]) for m in (prepared, converted)]
-    trained, deployed = (100 * float((found.argmax(1) == test.labels).float().mean()) for found in logits)
-    row = Row(name, steps, post, trained, deployed, top1_agreement(*logits))
-    print(f"{name} trained: {trained:.2f}, converted: {deployed:.2f}", file=sys.stderr)
-    fewbit.save(converted, options.out / name)
-    return row, history
+        logits = [torch.cat([m(x) for x, _ in run.test.batches(250)]) for m in (prepared, converted)]
+    inside, deployed = (100 * float((found.argmax(1) == run.test.labels).float().mean()) for found in logits)
+    fewbit.save(converted, run.options.out / job.name, overwrite=True)
+    agreement = top1_agreement(*logits)
+    return {"steps": schedule.steps, "trained": inside, "converted": deployed, "agreement": agreement}
 
 
-def float_trained_on(model: nn.Module, options: argparse.Namespace, pictures: Pictures, test: Pictures) -> float | None:
-    """What as many steps of the same training bring to the float network: the control of the quantized runs."""
-    if not options.control:
-        return None
-    further, teacher = copy.deepcopy(model), copy.deepcopy(model)
-    schedule = Schedule(options.control, options.rate, weight_decay=1e-4, smoothing=0.0, warmup=0.1)
-    with Distillation(further, teacher) as distill:
-        train("float, trained on", further, pictures, schedule, options.out / "float-on.pt", distill)
-    score = scores(further.eval(), test)
-    print(f"float, trained on for {options.control} steps: {score:.2f}", file=sys.stderr)
-    return score
+# --- what is told -------------------------------------------------------------------------------
 
 
-def table(float_score: float, rows: list[Row]) -> str:
+def results(run: Run) -> dict[str, Any]:
+    """All that the journal holds, as in ``results.json``."""
+    known = {name: entry["value"] for name, entry in run.journal.entries.items()}
+    names = [name.removesuffix(" post-training") for name in known if name.endswith(" post-training")]
+    rows = [Row(n, post_training=known[f"{n} post-training"], **known.get(f"{n} trained", {"steps": 0})) for n in names]
+    return {
+        "network": run.options.network,
+        "float": known["float"],
+        "float_trained_on": known.get("float, trained on"),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def write_results(run: Run) -> None:
+    out, found = run.options.out, results(run)
+    write_text(out / "results.json", json.dumps(found, indent=2) + "\n")
+    names = ["float", *(row["name"] for row in found["rows"])]
+    write_plots({name: kept_history(out / f"{name}.pt") for name in names}, out / "training.html")
+
+
+def table(found: dict[str, Any]) -> str:
     lines = ["| | steps | post-training | trained | converted | to float | agree |", "|---|--:|--:|--:|--:|--:|--:|"]
-    for row in rows:
+    for row in (Row(**row) for row in found["rows"]):
         best = row.post_training if row.converted is None else row.converted
         after = (
             ["", "", ""]
             if row.trained is None
             else [f"{row.trained:.2f}", f"{row.converted:.2f}", f"{row.agreement:.4f}"]
         )
-        cells = [
-            row.name,
-            str(row.steps),
-            f"{row.post_training:.2f}",
-            *after[:2],
-            f"{best - float_score:+.2f}",
-            after[2],
-        ]
+        to_float = f"{best - found['float']:+.2f}"
+        cells = [row.name, str(row.steps), f"{row.post_training:.2f}", *after[:2], to_float, after[2]]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+# --- the command line ---------------------------------------------------------------------------
 
 
 def steps_by_width(text: str) -> dict[int, int]:
     """``4:600,2:2000`` as a dictionary."""
     try:
-        return {int(bits): int(steps) for bits, steps in (part.split(":") for part in text.split(",") if part)}
+        found = {int(bits): int(steps) for bits, steps in (part.split(":") for part in text.split(",") if part)}
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not like 4:600,2:2000") from error
+    if any(steps < 0 for steps in found.values()):
+        raise argparse.ArgumentTypeError(f"{text!r} has a negative number of steps")
+    return found
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--train", type=Path, default=SHARED / "cifar10-train.zip", help="pictures to train on")
-    parser.add_argument("--test", type=Path, default=SHARED / "cifar10-test-dev.zip", help="pictures to test on")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of states and results")
+    train_default, test_default = str(SHARED / "cifar10-train.zip"), str(SHARED / "cifar10-test-dev.zip")
+    parser.add_argument("--train", type=existing, default=train_default, help="pictures to train on")
+    parser.add_argument("--test", type=existing, default=test_default, help="pictures to test on")
+    parser.add_argument("--out", type=folder, default=Path("runs"), help="folder of states and results")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
-    parser.add_argument("--size", type=int, default=32, help="pixels a side")
-    parser.add_argument("--float-steps", type=int, default=390 * 24, help="training steps in float")
-    parser.add_argument("--float-rate", type=float, default=0.4, help="highest learning rate in float")
+    parser.add_argument("--size", type=whole(8, 512), default=32, help="pixels a side")
+    parser.add_argument("--float-steps", type=whole(0), default=390 * 60, help="training steps in float")
+    parser.add_argument("--float-rate", type=rate, default=0.1, help="highest learning rate in float")
+    parser.add_argument("--small", type=share, default=0.0, help="share of the float steps at three quarters' size")
+    parser.add_argument("--start", type=existing, help="float.pt of an earlier run to train on from")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the float training; needs a C++ compiler")
     parser.add_argument("--steps", type=steps_by_width, default={4: 780, 3: 1170, 2: 2340}, help="width:steps,…")
-    parser.add_argument("--control", type=int, default=0, help="also train the float network on for so many steps")
-    parser.add_argument("--rate", type=float, default=0.02, help="highest learning rate of quantized training")
+    parser.add_argument("--control", type=whole(0), default=0, help="also train the float network on for so many steps")
+    parser.add_argument("--rate", type=rate, default=0.02, help="highest learning rate of quantized training")
     # Few bits shift the statistics at first; without batch norm's own scaling a high learning rate diverges.
-    parser.add_argument("--norms-move", type=float, default=0.6, help="share of the steps in which batch norm moves")
-    parser.add_argument("--widths", type=int, nargs="+", default=[8, 4, 3, 2])
-    return parser.parse_args()
+    parser.add_argument("--norms-move", type=share, default=0.6, help="share of the steps in which batch norm moves")
+    parser.add_argument("--widths", type=int, choices=WIDTHS, nargs="+", default=[8, 4, 3, 2])
+    options = parser.parse_args()
+    if options.float_steps == 0 and not options.start:
+        parser.error("--float-steps 0 leaves the network untrained: give steps, or a trained one with --start")
+    if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "c++", "cl"))):
+        parser.error("--compile needs a C++ compiler, and none is on the path")
+    return options
 
 
 def main() -> None:
     options = arguments()
-    options.out.mkdir(parents=True, exist_ok=True)
+    require("plotly", "report")
     pictures = load_pictures(options.train, options.size)
     test = load_pictures(options.test, options.size, pictures.classes)
-    torch.manual_seed(0)
-    model = NETWORKS[options.network](len(pictures.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    schedule = Schedule(options.float_steps, options.float_rate, small=0.6)
-    histories = {"float": train("float", model, pictures, schedule, options.out / "float.pt")}
-    float_score = scores(model.eval(), test)
+    make_folder(options.out)
+    common = {"--network": options.network, "--size": options.size, "the training pictures": pictures.fingerprint()}
+    run = Run(options, pictures, test, Journal(options.out / "measured.json"), common)
+    model = float_network(run)
+    settings = {**common, "the float network": fingerprint(model.state_dict())}
+    widths = list(dict.fromkeys(options.widths))
+    for bits in widths:
+        check_kept(run, bits, settings)
+    float_score = run.journal.measured("float", run.measured_on(settings), lambda: score(model, test))
     print(f"float: {float_score:.2f}", file=sys.stderr)
-    further = float_trained_on(model, options, pictures, test)
-    rows = []
-    for bits in options.widths:
-        row, histories[f"W{bits}A{bits}"] = measure(bits, model, options, (pictures, test))
-        rows.append(row)
-        found = {
-            "network": options.network,
-            "float": float_score,
-            "float_trained_on": further,
-            "rows": [asdict(row) for row in rows],
-        }
-        (options.out / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        write_plots(histories, options.out / "training.html")
-    print(f"float: {float_score:.2f} top-1\n\n{table(float_score, rows)}")
+    if options.control:
+        own = {**settings, "--control": options.control, "--rate": options.rate}
+        further = run.journal.measured(
+            "float, trained on", run.measured_on(own), lambda: score_trained_on(run, model, own)
+        )
+        print(f"float, trained on for {options.control} steps: {further:.2f}", file=sys.stderr)
+    for bits in widths:
+        measure(run, bits, model, settings)
+        write_results(run)
+    print(f"float: {float_score:.2f} top-1\n\n{table(results(run))}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FewbitError as error:
-        sys.exit(f"error: {error}")
+    command(main)
