@@ -266,6 +266,11 @@ def as_recipe(recipe: Recipe | str | Path) -> Recipe:
         return recipe
     if isinstance(recipe, Path) or str(recipe).lower().endswith(".toml"):
         return Recipe.load(recipe)
+    if not isinstance(recipe, str):
+        raise FewbitError(
+            "a recipe is a scheme's name such as 'W8A8', a Recipe or the path of a TOML file, not "
+            f"{type(recipe).__name__}"
+        )
     return Recipe(recipe)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -63,3 +65,52 @@ def test_outputs_with_logits_and_without_a_tensor() -> None:
         distill("text", x)
     with pytest.raises(FewbitError, match="the student has no block 'body'"):
         Distillation(student, teacher, blocks=["body"])
+
+
+def test_copies_and_converted_models_are_not_watched() -> None:
+    teacher = net()
+    student = fewbit.prepare_qat(teacher, "W4A4", [X], freeze_norms_after=0)
+    with Distillation(student, teacher, blocks=["hidden"], logits=0.0) as distill:
+        wanted = distill(student(X), X)
+        output = student(X)
+        for other in (copy.deepcopy(student), fewbit.convert(student), pickle.loads(pickle.dumps(student))):
+            other(X * 3)
+        assert torch.equal(distill(output, X), wanted)
+
+
+def test_a_block_that_ends_before_its_folded_norm_is_refused() -> None:
+    teacher = net()
+    student = fewbit.prepare_qat(teacher, "W4A4", [X], freeze_norms_after=0)
+    with pytest.raises(FewbitError, match="name the batch norm 'norm' instead"):
+        Distillation(student, teacher, blocks=["conv"])
+    exact = fewbit.prepare_qat(teacher, "W16A16", [X], freeze_norms_after=0)
+    with Distillation(exact, teacher, blocks=["norm"], logits=0.0) as distill:
+        assert distill(exact(X), X).item() < 1e-6
+
+
+def test_a_loss_needs_a_forward_before_it() -> None:
+    teacher = net()
+    student = fewbit.prepare_qat(teacher, "W4A4", [X])
+    distill = Distillation(student, teacher, blocks=["hidden"])
+    output = student(X)
+    distill(output, X)
+    with pytest.raises(FewbitError, match="run the student first"):
+        distill(output, X)
+    distill.close()
+    with pytest.raises(FewbitError, match="closed"):
+        distill(student(X), X)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "positive number"),
+        ({"temperature": float("nan")}, "positive number"),
+        ({"logits": -1.0}, "logits is a weight of 0 or more"),
+        ({"logits": 0.0}, "nothing is distilled"),
+        ({"logits": 0.0, "blocks": ["0"], "block_weight": 0.0}, "nothing is distilled"),
+    ],
+)
+def test_settings_without_sense_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(FewbitError, match=message):
+        Distillation(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)), **settings)

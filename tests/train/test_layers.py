@@ -112,3 +112,14 @@ def test_half_the_memory_trains_too() -> None:
     prepared(X.bfloat16()).sum().backward()
     assert prepared.hidden.weight.grad.dtype == torch.bfloat16
     assert fewbit.convert(prepared)(X.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("recipe", ["W8A8", "W4A4", "W8A8-dynamic", "W4A16"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_are_evaluated_as_converted(recipe: str, dtype: torch.dtype) -> None:
+    model = net()
+    torch.nn.init.normal_(model.norm.weight)
+    torch.nn.init.normal_(model.norm.running_mean)
+    prepared = fewbit.prepare_qat(model, recipe, [X]).to(dtype).eval()
+    with torch.no_grad():
+        assert torch.equal(prepared(X.to(dtype)), fewbit.convert(prepared)(X.to(dtype)))

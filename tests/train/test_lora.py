@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,3 +103,23 @@ def test_state_dicts_hold_the_adapters_and_mistakes_are_told() -> None:
         add_lora(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(FewbitError, match="rank of at least 1"):
         add_lora(base(), rank=0)
+
+
+def test_adapters_on_adapters_and_settings_without_sense_are_refused() -> None:
+    model = base()
+    with pytest.raises(FewbitError, match="has adapters already"):
+        add_lora(add_lora(model))
+    for rank in (0, 1.5, "4", True):
+        with pytest.raises(FewbitError, match="a rank of at least 1"):
+            add_lora(model, rank=rank)
+    with pytest.raises(FewbitError, match="alpha is a finite number"):
+        add_lora(model, alpha=float("nan"))
+
+
+def test_what_is_in_training_is_not_saved(tmp_path: Path) -> None:
+    adapted = add_lora(base(), inside=False)
+    train(adapted, 3)
+    for model in (adapted, fewbit.convert(adapted), fewbit.prepare_qat(nn.Sequential(nn.Linear(4, 4)), "W4A16")):
+        with pytest.raises(FewbitError, match="0 is in training and has no saved form yet"):
+            fewbit.save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())

@@ -155,3 +155,42 @@ def test_mistakes_are_told() -> None:
         fewbit.prepare_qat(fewbit.quantize(net(), "W8A16"), "W4A4")
     with pytest.raises(FewbitError, match="ternary have no integer product"):
         fewbit.prepare_qat(net(), Recipe("W2A8", weights="ternary/channel/sym"), [X])
+
+
+@pytest.mark.parametrize("recipe", [None, 5])
+def test_what_is_no_recipe_is_refused(recipe: object) -> None:
+    with pytest.raises(FewbitError, match="a recipe is a scheme's name"):
+        fewbit.prepare_qat(net(), recipe)
+
+
+def test_a_compiled_model_is_refused() -> None:
+    with pytest.raises(FewbitError, match="the model is compiled; prepare the model"):
+        fewbit.prepare_qat(torch.compile(net()), "W8A16")
+
+
+def test_a_model_in_training_is_not_quantized() -> None:
+    prepared = fewbit.prepare_qat(net(), "W4A4", [X])
+    for recipe in ("W8A16", "W8A8"):
+        with pytest.raises(FewbitError, match="in training for its quantized form; convert it"):
+            fewbit.quantize(prepared, recipe, [X])
+
+
+@pytest.mark.parametrize("recipe", ["W2A16", "W4A16", "W8A16"])
+def test_a_norm_that_starts_at_zero_learns(recipe: str) -> None:
+    """As the last norm of a residual block does."""
+    model = net()
+    torch.nn.init.zeros_(model.norm.weight)
+    torch.nn.init.ones_(model.norm.bias)
+    prepared = fewbit.prepare_qat(model, recipe, [X])
+    fit(prepared, 20)
+    fit(model.train(), 20)
+    moved, wanted = prepared.conv.folded_norm.norm.weight, model.norm.weight
+    assert bool((moved != 0).all())
+    assert moved.norm() > 0.3 * wanted.norm()
+
+
+def test_a_state_of_another_recipe_is_refused() -> None:
+    state = fewbit.prepare_qat(net(), "W8A8", [X]).state_dict()
+    other = fewbit.prepare_qat(net(), "W2A2", [X])
+    with pytest.raises(FewbitError, match=r"is prepared for int2.*, the state was trained for int8"):
+        other.load_state_dict(state)

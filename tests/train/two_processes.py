@@ -18,7 +18,7 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    prepared = fewbit.prepare_qat(net(), "W4A4", estimator="lsq_plus", freeze_norms_after=2)
+    prepared = fewbit.prepare_qat(net(), "W4A4", estimator="lsq_plus", freeze_norms_after=2, freeze_ranges_after=2)
     parallel = DistributedDataParallel(prepared)
     optimizer = torch.optim.SGD(parallel.parameters(), 0.1)
     for step in range(4):

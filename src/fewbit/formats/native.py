@@ -29,6 +29,7 @@ from fewbit.errors import FewbitError, MissingExtraError
 from fewbit.formats import _manifest, _tensors, architecture
 from fewbit.formats.architecture.description import Description, members_of
 from fewbit.formats.architecture.values import Json
+from fewbit.nn.swap import in_training
 
 _OWN = re.compile(r"fewbit\.json|model\.safetensors|weights-\d{5}-of-\d{5}\.safetensors")
 # Files of a Hugging Face folder that go along with a streamed checkpoint.
@@ -73,6 +74,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, source: str | None =
         UserWarning: The architecture cannot be saved, so that `load` will need the float model.
     """
     check_target(Path(path), overwrite)
+    if names := in_training(model):
+        raise FewbitError(
+            f"{names[0]} is in training and has no saved form yet: convert the model first; of adapters beside their "
+            "base, which stay after that, keep the state_dict"
+        )
     description = architecture.describe(model)
     architecture.warn_if_unknown(description)
     stored = _tensors.collect(model, description.constants)

@@ -50,6 +50,11 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Modul
     return model
 
 
+def in_training(model: nn.Module) -> list[str]:
+    """Names of the layers that train for their quantized form."""
+    return [name for name, module in model.named_modules() if getattr(module, "fewbit_in_training", False)]
+
+
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Names and modules of the quantized layers; each has a :class:`QuantizedWeight` as ``weight``."""
     found = {}

@@ -12,7 +12,7 @@ from fewbit.calibrate.collect import call_named
 from fewbit.errors import FewbitError
 from fewbit.nn.check import first_tensor
 from fewbit.nn.fold import FoldResult, fold_batch_norm
-from fewbit.nn.swap import quantized_layers
+from fewbit.nn.swap import in_training, quantized_layers
 
 
 def working_copy(model: nn.Module) -> nn.Module:
@@ -25,6 +25,8 @@ def working_copy(model: nn.Module) -> nn.Module:
         raise FewbitError("scripted and exported models cannot be quantized; pass the eager nn.Module they came from")
     if quantized_layers(model):
         raise FewbitError("the model is quantized already; quantize the float model")
+    if in_training(model):
+        raise FewbitError("the model is in training for its quantized form; convert it, or quantize the float model")
     for name, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
             raise FewbitError(f"{name} has no values yet (a lazy layer or the meta device); initialise the model first")

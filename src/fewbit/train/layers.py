@@ -46,6 +46,7 @@ class TrainedLayer(nn.Module):
         folded_norm: The batch norm behind the layer, or None.
     """
 
+    fewbit_in_training = True
     plan: LayerPlan
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -214,4 +215,6 @@ def deployed_layer(layer: TrainedLayer) -> nn.Module:
     packed = PackedWeight(PackedMatrix.pack(codes)).to(matrix.device)
     weight = QuantizedWeight(packed, quantizer, kinds.kernel_shape(layer)).to(matrix.device)
     bias = float_matrix(layer)[1] if layer.plan.kind != "Embedding" else None
+    if bias is not None:  # a converted layer's bias has the model's dtype
+        bias = bias.to(layer.weight.dtype).to(torch.float32)
     return swap_layer(float_layer(layer, hooks=False), "", weight, bias).eval()

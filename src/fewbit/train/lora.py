@@ -54,8 +54,12 @@ def add_lora(
     Raises:
         FewbitError: No quantized linear layer matches, or the rank is not positive.
     """
-    if rank < 1:
-        raise FewbitError(f"an adapter has a rank of at least 1, not {rank}")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise FewbitError(f"an adapter has a rank of at least 1, a whole number, not {rank!r}")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise FewbitError(f"alpha is a finite number, not {alpha!r}")
+    if has_lora(model):
+        raise FewbitError("the model has adapters already; convert it, or add them to the quantized model")
     work = copy.deepcopy(model).requires_grad_(False)
     names = [n for n, m in work.named_modules() if isinstance(m, QuantLinear) and fnmatch.fnmatchcase(n, match)]
     if not names:
@@ -79,6 +83,8 @@ class LoraLinear(nn.Module):
         down: A, ``[rank, K]``, random.
         up: B, ``[N, rank]``, zero at the start, so that training starts from the base.
     """
+
+    fewbit_in_training = True
 
     def __init__(
         self, base: QuantLinear, rank: int, alpha: float, inside: bool, generator: torch.Generator | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fewbit.train.gradient import recomputing
 
-_SMALLEST_FACTOR = 1e-4  # a γ of 0 would hide the weight from training
+SMALLEST_FACTOR = 1e-4  # a γ of 0 would hide the weight from training
 
 
 class Product(Protocol):
@@ -36,11 +36,23 @@ class FoldedNorm(nn.Module):
         frozen: The running statistics are used and no longer change.
     """
 
+    frozen_flag: Tensor
+
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm: Any = norm
         self.frozen = False
+        self.register_buffer("frozen_flag", torch.tensor(False))
         self._used: Tensor | None = None
+
+    def freeze(self, frozen: bool) -> None:
+        """Freeze the statistics, or thaw."""
+        self.frozen_flag.fill_(frozen)
+        self.frozen = frozen
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.frozen = bool(self.frozen_flag)
 
     def forward(self, bias: Tensor | None, product: Product) -> Tensor:
         """The normalized output of a layer.
@@ -53,7 +65,7 @@ class FoldedNorm(nn.Module):
         if self.frozen or not self.norm.training:
             return product(factor, shift)
         factor = factor.detach()
-        factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
+        factor = torch.where(factor.abs() < SMALLEST_FACTOR, SMALLEST_FACTOR, factor)
         repeated = recomputing()
         if repeated and self._used is not None:
             factor = self._used  # the first forward has moved the running statistics since
@@ -88,6 +100,14 @@ class FoldedNorm(nn.Module):
         shift = (0.0 if bias is None else bias.double()) - norm.running_mean.double()
         shift = shift * factor
         return factor, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def seen_in_training(folded: Tensor, matrix: Tensor) -> Tensor:
+    """The matrix ``[out, K]`` that training multiplies with at first: the folded one, but for channels whose γ hides
+    them."""
+    hidden = matrix * SMALLEST_FACTOR
+    lost = folded.abs().amax(1, keepdim=True) < hidden.abs().amax(1, keepdim=True)
+    return torch.where(lost, hidden.to(folded.dtype), folded)
 
 
 def by_channel(value: Tensor, like: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ from fewbit.train.bypass import check_bypassed
 from fewbit.train.dynamic import DynamicFake
 from fewbit.train.fast_path import block_fused_layers
 from fewbit.train.layers import TrainedLayer, trained_class, trained_layers
-from fewbit.train.norm import FoldedNorm
+from fewbit.train.norm import FoldedNorm, seen_in_training
 from fewbit.train.quantizer import FakeQuantizer, Grid
-from fewbit.train.schedule import attach_schedule
+from fewbit.train.schedule import attach_schedule, check_schedule
 
 
 def prepare_qat(
@@ -59,7 +59,8 @@ def prepare_qat(
         estimator: How rounding is trained through, a file of :mod:`fewbit.train.estimators`: ``lsq`` (learned steps),
             ``lsq_plus`` (steps and zero points), ``pact`` (learned clips of activations) or ``ste`` (ranges that follow
             the data).
-        freeze_ranges_after: Training steps after which ranges and learned steps stay as they are; None: never.
+        freeze_ranges_after: Training steps after which ranges and learned steps stay as they are; None: never. A step
+            is a forward in training mode, so each micro-batch of an accumulated gradient counts.
         freeze_norms_after: Training steps after which folded batch norms use their running statistics; None: never.
         progress: Called with (stage, steps done, steps in all).
 
@@ -72,6 +73,11 @@ def prepare_qat(
     """
     if not isinstance(model, nn.Module):
         raise FewbitError(f"prepare_qat takes an nn.Module, not {type(model).__name__}; load the model first")
+    if hasattr(model, "_orig_mod"):
+        raise FewbitError(
+            "the model is compiled; prepare the model that torch.compile was given, and compile the result"
+        )
+    check_schedule(freeze_ranges_after, freeze_norms_after)
     if trained_layers(model):
         raise FewbitError("the model is prepared for training already; convert it, or prepare the float model")
     estimator_module, recipe = estimators.get(estimator), as_recipe(recipe)
@@ -81,7 +87,10 @@ def prepare_qat(
     quantizers: dict[tuple[object, ...], FakeQuantizer] = {}
     for step, plan in enumerate(begin.chosen, 1):
         layer, folded = work.get_submodule(plan.name), begin.folded.model.get_submodule(plan.name)
-        parts = _Parts(plan, estimator_module, kinds.weight_matrix(folded), begin.inputs.get(plan.name))
+        matrix = kinds.weight_matrix(folded)
+        if plan.name in fold:
+            matrix = seen_in_training(matrix, kinds.weight_matrix(layer))
+        parts = _Parts(plan, estimator_module, matrix, begin.inputs.get(plan.name))
         _put_in_training(work, layer, parts, recipe, quantizers, fold.get(plan.name))
         if progress is not None:
             progress("prepare", step, len(begin.chosen))

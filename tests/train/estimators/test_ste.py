@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from torch import nn
 
+import fewbit
 from fewbit.numbers import affine
 from fewbit.numbers.spec import QSpec
 from fewbit.train.estimators import ste
@@ -44,7 +46,7 @@ def test_a_weight_s_range_follows_it_until_frozen(spec: str) -> None:
     assert torch.allclose(quantizer.deployed(w)[0], start[0])
     quantizer(3 * w)
     assert torch.allclose(quantizer.deployed(3 * w)[0], 3 * start[0], rtol=1e-5)
-    quantizer.frozen = True
+    quantizer.freeze(True)
     quantizer(9 * w)
     assert torch.allclose(quantizer.deployed(9 * w)[0], 3 * start[0], rtol=1e-5)
 
@@ -56,6 +58,25 @@ def test_an_input_s_range_is_a_moving_average_until_frozen() -> None:
     for _ in range(400):
         quantizer(torch.tensor([0.0, 5.1]))
     assert quantizer.deployed(torch.empty(0))[0].item() == pytest.approx(0.02, rel=0.02)
-    quantizer.frozen = True
+    quantizer.freeze(True)
     quantizer(torch.tensor([0.0, 500.0]))
     assert quantizer.deployed(torch.empty(0))[0].item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_evaluation_with_gradients_on_changes_nothing() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    prepared = fewbit.prepare_qat(nn.Sequential(nn.Linear(8, 2)), "W4A4", [x], estimator="ste").eval()
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    prepared[0].weight.data.mul_(0.5)
+    for _ in range(3):
+        prepared(10 * x).sum().backward()
+    assert all(
+        torch.equal(before[name], value) for name, value in prepared.state_dict().items() if name[2:] != "weight"
+    )
+
+
+def test_an_empty_first_batch_gives_no_range() -> None:
+    quantizer = ste.input_quantizer(QSpec.parse("uint8/tensor/asym"), None, "x")
+    quantizer(torch.empty(0, 3))
+    assert not quantizer.started

@@ -12,19 +12,15 @@ ranges, which are at least as good as the paper's ``2⟨|v|⟩/√Q_P``. Zero po
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit import calibrate
 from fewbit.numbers import affine
 from fewbit.numbers.spec import QSpec
-from fewbit.train.gradient import substitute
 from fewbit.train.quantizer import FakeQuantizer, Grid, agreed, positive
 from fewbit.train.static_input import fake_input
-
-Read = Callable[[Tensor], Tensor]  # a parameter with its gradient scaled, or stopped
 
 
 def weight_quantizer(matrix: Tensor, spec: QSpec, start: Grid, name: str) -> FakeQuantizer:
@@ -40,22 +36,21 @@ def input_quantizer(spec: QSpec, start: Grid | None, name: str) -> FakeQuantizer
 class Lsq(FakeQuantizer):
     """A step that is a parameter, of the spec's scale shape."""
 
+    scale: Tensor
     zero_point: Tensor | None
 
     def __init__(self, spec: QSpec, name: str, start: Grid | None, weight: bool) -> None:
         super().__init__(spec, name, start)
         self.of_weight = weight
         scale, zero = (torch.ones(()), torch.zeros(())) if start is None else start
-        self.scale = nn.Parameter(scale.detach().float().clone())
+        self.learn("scale", scale.detach().float().clone())
         self.register_buffer("zero_point", None if spec.symmetric or zero is None else zero.detach().float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; weights as ``[out, K]``."""
         if not self.started:
             self.begin(x)
-        factor = self.gradient_scale(x)
-        read: Read = torch.detach if self.frozen else lambda p: substitute(p, p.detach(), factor)
-        scale, zero_point = self._grid(read)
+        scale, zero_point = self._grid(self.gradient_scale(x))
         if self.of_weight:
             return affine.straight_through(x, self.spec, scale, zero_point, learn_rounding=True, by_range=True)
         return fake_input(x, self.spec, scale, zero_point, learn_rounding=True)
@@ -71,10 +66,11 @@ class Lsq(FakeQuantizer):
 
     def grid(self, x: Tensor) -> Grid:
         """The learned step and the zero point of the start."""
-        return self._grid(lambda parameter: parameter)
+        return self._grid(1.0)
 
-    def _grid(self, read: Read) -> Grid:
-        return positive(read(self.scale), self.spec), self.zero_point
+    def _grid(self, factor: float) -> Grid:
+        """With gradients times ``factor``."""
+        return positive(self.read("scale", factor), self.spec), self.zero_point
 
     @torch.no_grad()
     def begin(self, x: Tensor) -> None:

@@ -10,10 +10,10 @@ does.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit.numbers.spec import QSpec
-from fewbit.train.estimators.lsq import Lsq, Read
+from fewbit.train.estimators.lsq import Lsq
 from fewbit.train.gradient import substitute
 from fewbit.train.quantizer import FakeQuantizer, Grid, positive, wide
 
@@ -31,15 +31,17 @@ def input_quantizer(spec: QSpec, start: Grid | None, name: str) -> FakeQuantizer
 class LsqPlus(Lsq):
     """A step and an offset that are parameters."""
 
+    offset: Tensor
+
     def __init__(self, spec: QSpec, name: str, start: Grid | None, weight: bool) -> None:
         super().__init__(spec, name, start, weight)
         assert self.zero_point is not None
-        self.offset = nn.Parameter(-self.scale.detach() * self.zero_point)
+        self.learn("offset", -self.scale.detach() * self.zero_point)
 
-    def _grid(self, read: Read) -> Grid:
+    def _grid(self, factor: float) -> Grid:
         """The learned step, and the offset as a zero point within the codes."""
-        scale = positive(read(self.scale), self.spec)
-        exact = -wide(read(self.offset)) / scale
+        scale = positive(self.read("scale", factor), self.spec)
+        exact = -wide(self.read("offset", factor)) / scale
         rounded = self.spec.format.round(exact.detach()).clamp(self.spec.qmin, self.spec.qmax)
         return scale, substitute(exact, rounded)
 

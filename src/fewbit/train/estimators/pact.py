@@ -9,7 +9,7 @@ train with the straight-through estimator.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewbit import calibrate
 from fewbit.numbers import affine
@@ -32,11 +32,12 @@ def input_quantizer(spec: QSpec, start: Grid | None, name: str) -> FakeQuantizer
 class Pact(FakeQuantizer):
     """The upper end of the range is a parameter ``alpha``."""
 
+    alpha: Tensor
     zero_point: Tensor | None
 
     def __init__(self, spec: QSpec, name: str, start: Grid | None) -> None:
         super().__init__(spec, name, start)
-        self.alpha = nn.Parameter(torch.ones(()))
+        self.learn("alpha", torch.ones(()))
         self.register_buffer("zero_point", None if spec.symmetric else torch.tensor(max(spec.qmin, 0.0)))
         if start is not None:
             self._set(*start)
@@ -46,12 +47,11 @@ class Pact(FakeQuantizer):
         if not self.started:
             self.begin(x)
         scale, zero_point = self.grid(x)
-        scale = scale.detach() if self.frozen else scale
         return fake_input(x, self.spec, scale, zero_point, learn_rounding=False)
 
     def grid(self, x: Tensor) -> Grid:
         """``s = α/(qmax − z)``."""
-        return positive(wide(self.alpha) / self._above(), self.spec), self.zero_point
+        return positive(wide(self.read("alpha")) / self._above(), self.spec), self.zero_point
 
     @torch.no_grad()
     def begin(self, x: Tensor) -> None:

@@ -58,12 +58,12 @@ class SteWeight(FakeQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[out, K]`` on the grid."""
-        if not self.frozen:
+        if self.training and not self.frozen:
             with torch.no_grad():
                 low, high = self._extremes(x)
                 self.low.copy_(low)
                 self.high.copy_(high)
-        scale, zero_point = self._grid()
+        scale, zero_point = self._grid() if self.training else self.grid(x)
         return affine.straight_through(x, self.spec, scale, zero_point)
 
     def grid(self, x: Tensor) -> Grid:
@@ -95,9 +95,9 @@ class SteInput(FakeQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        if not self.frozen and not recomputing():
+        if self.training and not self.frozen and not recomputing():
             self.range.update(x)
-            if not self.started:
+            if not self.started and x.numel():
                 self._mark_started()
         scale, zero_point = self.grid(x)
         return fake_input(x, self.spec, scale, zero_point, by_range=False)
