@@ -71,15 +71,8 @@ def prepare_qat(
         FewbitError: As :func:`fewbit.quantize`; no such estimator; the model is in training already; a weight is
             multiplied outside its layer (found where there is data).
     """
-    if not isinstance(model, nn.Module):
-        raise FewbitError(f"prepare_qat takes an nn.Module, not {type(model).__name__}; load the model first")
-    if hasattr(model, "_orig_mod"):
-        raise FewbitError(
-            "the model is compiled; prepare the model that torch.compile was given, and compile the result"
-        )
+    _check_model(model)
     check_schedule(freeze_ranges_after, freeze_norms_after)
-    if trained_layers(model):
-        raise FewbitError("the model is prepared for training already; convert it, or prepare the float model")
     estimator_module, recipe = estimators.get(estimator), as_recipe(recipe)
     begin = _post_training(model, recipe, data, progress)
     work = copy.deepcopy(model)
@@ -101,6 +94,17 @@ def prepare_qat(
     about = QuantizationInfo(recipe.to_dict(), f"qat-{estimator}", begin.notes, begin.folded.pairs, begin.skipped)
     attach_info(work, about)
     return work.train()
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise FewbitError(f"prepare_qat takes an nn.Module, not {type(model).__name__}; load the model first")
+    if hasattr(model, "_orig_mod"):
+        raise FewbitError(
+            "the model is compiled; prepare the model that torch.compile was given, and compile the result"
+        )
+    if trained_layers(model):
+        raise FewbitError("the model is prepared for training already; convert it, or prepare the float model")
 
 
 @dataclass(frozen=True)
