@@ -70,3 +70,14 @@ def test_a_channel_that_is_always_flat_stays() -> None:
     first.bias.const_value = ir.Tensor(array, name=first.bias.name)
     made = drift.corrected(model, written, found, {**biases, first.name: dead}, BATCHES)
     assert float(made[first.name][0]) == -1e3
+
+
+def test_differences_among_few_samples_are_believed_as_far_as_they_agree() -> None:
+    rng = np.random.default_rng(0)
+    noise, sign = rng.standard_normal((50, 400)), rng.choice([-1.0, 1.0], 400)
+    truth = 0.1 * sign
+    found = drift._sure(truth + noise)
+    assert np.square(found - truth).mean() < np.square((truth + noise).mean(0) - truth).mean()
+    np.testing.assert_allclose(drift._sure(np.tile(truth, (50, 1))), truth)
+    np.testing.assert_array_equal(drift._sure(truth[None]), truth)
+    assert np.all(drift._sure(np.zeros((3, 2))) == 0)

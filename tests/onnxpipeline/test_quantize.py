@@ -27,7 +27,7 @@ def quantized(folder: Path, proto: Any, recipe: Any, data: Any = None, **more: A
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
-@pytest.mark.parametrize("calibrator", ["minmax", "mse", "entropy", "percentile"])
+@pytest.mark.parametrize("calibrator", ["minmax", "mse", "entropy", "percentile", "outlier", "best"])
 def test_static_models_pass_the_rules_of_their_target(tmp_path: Path, target: str, calibrator: str) -> None:
     batches = [pictures(8), pictures(8, seed=1)]
     result, out = quantized(tmp_path, convnet(12), "W8A8", batches, target=target, calibrator=calibrator)

@@ -93,7 +93,11 @@ def quantize(
     algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "auto",
     calibrator: Annotated[
         str | None,
-        typer.Option("--calibrator", help="How activation ranges are chosen.", show_default="the recipe's"),
+        typer.Option(
+            "--calibrator",
+            help="How activation ranges are chosen: minmax, percentile, mse, entropy, outlier, …; best measures.",
+            show_default="the recipe's",
+        ),
     ] = None,
     data: DataPath = None,
     format_: Annotated[str, typer.Option("--format", help="The file format of OUT.")] = "native",

@@ -3,15 +3,16 @@
 Correcting a bias for the rounding of its own weight leaves the mean error that the codes of the input bring along, and
 that noise in front of a Relu or Clip becomes. Here layers are taken in the graph's order: with all earlier ones as they
 will be, the mean of the output ``E[â]`` behind the activation function is measured in the quantized graph, and the bias
-moves it to the float network's ``E[a]`` (empirical bias correction, Nagel et al., arXiv 1906.04721, appendix D). Where
-the function is flat the bias moves nothing, so that the step is divided by the share of values where it is not. Each
-layer costs a pass through the graph up to it, so that a part of the data is used.
+moves it to the float network's ``E[a]``, as far as the difference is more than chance among the samples (empirical bias
+correction, Nagel et al., arXiv 1906.04721, appendix D). Where the function is flat the bias moves nothing, so that the
+step is divided by the share of values where it is not. Each layer costs a pass through the graph up to it, so that a
+part of the data is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,37 +30,35 @@ _LEAST_SHARE = 0.02  # channels that are flat almost everywhere stay as they are
 
 @dataclass
 class _Channels:
-    """Sums of a tensor over everything but its channels.
+    """The mean of each sample's channels.
 
     Attributes:
         axis: Of the channels.
         bounds: Values outside are where the activation function is flat.
-        total: float64 ``[channels]``.
-        inside: How many values lie between the bounds, float64 ``[channels]``.
-        count: Values of one channel.
+        means: float64 ``[samples, channels]``, in pieces.
+        inside: How much of each channel lies between the bounds, in pieces alike.
     """
 
     axis: int
     bounds: tuple[float, float]
-    total: Any = 0.0
-    inside: Any = 0.0
-    count: int = 0
+    means: list[np.ndarray] = field(default_factory=list)
+    inside: list[np.ndarray] = field(default_factory=list)
 
     def see(self, array: np.ndarray) -> None:
-        """Take in one piece."""
-        rows = np.moveaxis(array, self.axis, 0).reshape(array.shape[self.axis], -1)
-        self.total = self.total + rows.sum(1, dtype=np.float64)
+        """Take in one piece; its first axis is that of the samples."""
+        axes = tuple(axis for axis in range(1, array.ndim) if axis != self.axis % array.ndim)
+        self.means.append(array.mean(axes, dtype=np.float64))
         if self.bounds != (-np.inf, np.inf):
-            self.inside = self.inside + ((rows > self.bounds[0]) & (rows < self.bounds[1])).sum(1)
-        self.count += rows.shape[1]
+            self.inside.append(((array > self.bounds[0]) & (array < self.bounds[1])).mean(axes))
 
     def mean(self) -> np.ndarray:
-        """float64 ``[channels]``."""
-        return np.asarray(self.total) / self.count
+        """float64 ``[samples, channels]``."""
+        return np.concatenate(self.means)
 
     def share(self) -> np.ndarray:
-        """How much of each channel lies between the bounds."""
-        return np.asarray(self.inside) / self.count if self.bounds != (-np.inf, np.inf) else np.ones(len(self.total))
+        """How much of each channel lies between the bounds, ``[channels]``."""
+        found: np.ndarray = np.concatenate(self.inside).mean(0) if self.inside else np.ones(self.means[0].shape[1])
+        return found
 
 
 def corrected(
@@ -93,12 +92,28 @@ def corrected(
         there = f"{name}_dequantized" if f"{name}_dequantized" in names else name
         seen = _measured(written, {there: _empty(layer)}, batches)[there]
         share = wanted[name].share()
-        move = np.where(share > _LEAST_SHARE, (wanted[name].mean() - seen.mean()) / np.maximum(share, _LEAST_SHARE), 0)
+        move = np.where(
+            share > _LEAST_SHARE, _sure(wanted[name].mean() - seen.mean()) / np.maximum(share, _LEAST_SHARE), 0
+        )
         found[layer.name] = (found[layer.name].double() + torch.from_numpy(move)).float()
         _set_bias(nodes[layer.name], found[layer.name])
         if tell is not None:
             tell("correct biases", step, len(chosen))
     return found
+
+
+def _sure(differences: np.ndarray) -> np.ndarray:
+    """The mean difference of each channel, drawn to 0 as far as few samples leave it in doubt.
+
+    ``d · d² / (d² + v / n)``, with v the variance between n samples: the linear estimate of least squared error for a
+    difference of the size that was seen.
+    """
+    mean = differences.mean(0)
+    if len(differences) < 2:
+        return mean
+    doubt = differences.var(0, ddof=1) / len(differences)
+    sure: np.ndarray = mean * mean**2 / np.maximum(mean**2 + doubt, 1e-300)
+    return sure
 
 
 def _output(layer: Layer) -> Any:

@@ -42,7 +42,7 @@ class Grams:
         """Take in one piece of data."""
         for layer in self.layers:
             x = torch.from_numpy(found[layer.node.inputs[0].name])
-            rows = _rows(layer, x)
+            rows = rows_of(layer, x)
             if layer.name not in self._found:
                 self._found[layer.name] = _Grouped(rows.shape[0], rows.shape[2])
             self._found[layer.name].update(rows)
@@ -105,7 +105,7 @@ class _Grouped:
         return [Gram.from_state({"products": p, "abs": a, "sums": s, "count": count}, name) for p, a, s in parts]
 
 
-def _rows(layer: Layer, x: Tensor) -> Tensor:
+def rows_of(layer: Layer, x: Tensor) -> Tensor:
     """What a layer multiplies by its weight's rows: float32 ``[groups, rows, K]``."""
     walk = geometry(layer, tuple(x.shape[1:]))
     if walk is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import drift, observe, placement, ranges
+from fewbit.onnxgraph.choice import choose as choose_ranges
 from fewbit.onnxgraph.equalize import equalize
 from fewbit.onnxgraph.grams import Grams
 from fewbit.onnxgraph.kept import Kept
@@ -108,7 +110,7 @@ def _activation_spec(job: Job, plans: list[LayerPlan]) -> QSpec:
 def _activations(
     job: Job,
     places: placement.Placement,
-    data: Iterable[Any],
+    data: Kept,
     spec: QSpec,
     means: Means | None,
     grams: Grams | None,
@@ -118,6 +120,11 @@ def _activations(
     statistics = ranges.new_statistics(places, recipe.calibrator, recipe.calibrator_options)
     observe.observe(job.model, statistics, data, job.progress, means=means, grams=grams)
     groups = ranges.merged(places, statistics)
+    if recipe.calibrator == "best":
+        codes, chosen = choose_ranges(job.model, places, groups, data.batches, spec)
+        counts = ", ".join(f"{name} {count}" for name, count in Counter(chosen.values()).most_common())
+        job.notes.append(f"calibrators by the measured error of the layers behind: {counts}")
+        return codes
     return ranges.solve(groups, recipe.calibrator, recipe.calibrator_options, spec)
 
 
