@@ -6,7 +6,6 @@ relative errors; one that no layer reads (only additions, say) is judged by its 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +41,7 @@ def choose(
     for layer in placement.layers:
         if layer.kind != "ConvTranspose" and len(layer.weight.const_value.shape) < 5:
             readers.setdefault(layer.node.inputs[0].name, []).append(layer)
-    errors: dict[str, Counter[str]] = {group: Counter() for group in groups}
+    errors = {group: dict.fromkeys(candidates, 0.0) for group, candidates in ranges.items()}
 
     def see(tensors: dict[str, np.ndarray], samples: int) -> None:
         for name, array in tensors.items():

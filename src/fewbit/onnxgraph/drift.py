@@ -108,7 +108,7 @@ def _sure(differences: np.ndarray) -> np.ndarray:
     ``d · d² / (d² + v / n)``, with v the variance between n samples: the linear estimate of least squared error for a
     difference of the size that was seen.
     """
-    mean = differences.mean(0)
+    mean: np.ndarray = differences.mean(0)
     if len(differences) < 2:
         return mean
     doubt = differences.var(0, ddof=1) / len(differences)
