@@ -22,6 +22,7 @@ from fewbit.integer import Replay, finish, float_layers, is_network
 from fewbit.nn import QuantizationInfo, attach_info, kinds
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs
+from fewbit.nn.choice import choose
 from fewbit.nn.experts import split_experts
 from fewbit.nn.plan import check_plans, check_weights, join_tied
 from fewbit.nn.prepare import rotate_first, scale, scales_wanted, split_name
@@ -174,10 +175,11 @@ def _quantize_layers(
     chosen, recipe = [plan for plan in plans if plan.scheme is not None], settings.recipe
     statistics = new_statistics(chosen, recipe, settings.bias_correction and batches is not None)
     _collect(work, statistics, batches, recipe, progress)
-    inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe) for plan in chosen}
+    ranges, notes = choose(work, chosen, statistics, batches, progress) if recipe.calibrator == "best" else ({}, [])
+    inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe, ranges.get(plan.name)) for plan in chosen}
     weights = _round_weights(work, chosen, settings.rounding, recipe, progress)
     result, corrected = build_layers(work, chosen, weights, inputs, statistics)
-    return result, [*_told(weights, corrected), *_wide_scales(chosen, weights)]
+    return result, [*notes, *_told(weights, corrected), *_wide_scales(chosen, weights)]
 
 
 def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewbit import calibrate
 from fewbit.calibrate.collect import Progress, run_batches
 from fewbit.calibrate.input_mean import InputMean
+from fewbit.calibrate.range import Range
 from fewbit.calibrate.statistic import Statistic
 from fewbit.errors import FewbitError
 from fewbit.nn import kinds
@@ -90,8 +91,10 @@ def _options(module: Any, recipe: Recipe) -> Any:
         raise FewbitError(f"calibrator {recipe.calibrator!r}: {error}") from error
 
 
-def solve_input(plan: LayerPlan, statistics: LayerStatistics, recipe: Recipe) -> InputQuantizer | None:
-    """The input quantizer of a layer: none, dynamic, or static with the calibrated range.
+def solve_input(
+    plan: LayerPlan, statistics: LayerStatistics, recipe: Recipe, bounds: Range | None = None
+) -> InputQuantizer | None:
+    """The input quantizer of a layer: none, dynamic, or static with the calibrated range, or a range at hand.
 
     Raises:
         FewbitError: The layer never saw data.
@@ -109,7 +112,7 @@ def solve_input(plan: LayerPlan, statistics: LayerStatistics, recipe: Recipe) ->
             f"layer {plan.name} never saw data in calibration; pass batches that reach it, or skip it with a rule"
         )
     module = calibrate.get(recipe.calibrator)
-    bounds = module.solve(statistic, scheme.activations, _options(module, recipe))
+    bounds = bounds or module.solve(statistic, scheme.activations, _options(module, recipe))
     scale, zero_point = affine.scale_and_zero_point(
         bounds.lo, bounds.hi, scheme.activations, f"the input of {plan.name}"
     )

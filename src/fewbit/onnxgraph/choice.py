@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from fewbit.calibrate import best
+from fewbit.calibrate.patches import patch_rows
 from fewbit.calibrate.statistic import Statistic
 from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import observe
 from fewbit.onnxgraph.codes import Codes
-from fewbit.onnxgraph.grams import rows_of
 from fewbit.onnxgraph.layers import Layer
+from fewbit.onnxgraph.means import geometry
 from fewbit.onnxgraph.placement import Placement
 
 _ROWS = 1024  # of one layer and one piece of data
@@ -63,8 +64,7 @@ def _products(x: torch.Tensor, layers: list[Layer]) -> list[tuple[torch.Tensor, 
         return [(x.reshape(1, -1, 1)[:, :: max(1, x.numel() // (1 << 16))], one)]
     found = []
     for layer in layers:
-        rows = rows_of(layer, x)
-        rows = rows[:, :: -(-rows.shape[1] // _ROWS)].contiguous()
+        rows = patch_rows(x, geometry(layer, tuple(x.shape[1:])), _ROWS)
         matrix = layer.matrix()
         found.append((rows, matrix.reshape(rows.shape[0], -1, matrix.shape[1])))
     return found

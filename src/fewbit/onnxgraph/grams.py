@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewbit.algorithms._batched import solve_groups
 from fewbit.calibrate.gram import Gram, Statistics
-from fewbit.kernels.products import Geometry
+from fewbit.calibrate.patches import patch_rows
 from fewbit.numbers.granularity import PerChannel
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
@@ -108,26 +108,8 @@ class _Grouped:
 def rows_of(layer: Layer, x: Tensor) -> Tensor:
     """What a layer multiplies by its weight's rows: float32 ``[groups, rows, K]``."""
     walk = geometry(layer, tuple(x.shape[1:]))
-    if walk is None:
-        rows = x.reshape(1, -1, x.shape[-1])
-        return rows[:, :: math.ceil(rows.shape[1] / _most(rows.shape[2]))].contiguous()
-    patches = _patches(x if len(walk.kernel) > 1 else x.unsqueeze(2), walk)
-    samples, columns, positions = patches.shape
-    step = math.ceil(samples * positions / _most(columns // walk.groups))
-    kept = patches[:, :, step // 2 :: step] if step < positions else patches[:, :, positions // 2 :: positions]
-    grouped = kept.reshape(samples, walk.groups, columns // walk.groups, -1)
-    return grouped.permute(1, 0, 3, 2).flatten(1, 2).contiguous()
-
-
-def _patches(x: Tensor, walk: Geometry) -> Tensor:
-    """``[N, C · kernel, positions]`` of ``[N, C, H, W]``; a one-dimensional input has a height of 1."""
-    pad, kernel, stride, dilation = walk.padding, walk.kernel, walk.stride, walk.dilation
-    if len(kernel) == 1:
-        pad, kernel, stride, dilation = ((0, 0), *pad), (1, *kernel), (1, *stride), (1, *dilation)
-    padded = torch.nn.functional.pad(x, (*pad[1], *pad[0]))
-    if kernel == (1, 1):
-        return padded[:, :, :: stride[0], :: stride[1]].flatten(2)
-    return torch.nn.functional.unfold(padded, kernel, dilation=dilation, stride=stride)
+    columns = x.shape[-1] if walk is None else x.shape[1] // walk.groups * math.prod(walk.kernel)
+    return patch_rows(x, walk, _most(columns))
 
 
 def _most(columns: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewbit.calibrate.kept import Kept
 from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
@@ -19,7 +20,6 @@ from fewbit.onnxgraph import drift, observe, placement, ranges
 from fewbit.onnxgraph.choice import choose as choose_ranges
 from fewbit.onnxgraph.equalize import equalize
 from fewbit.onnxgraph.grams import Grams
-from fewbit.onnxgraph.kept import Kept
 from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.means import Means
 from fewbit.onnxgraph.session import Runner

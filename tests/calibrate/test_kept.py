@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fewbit.onnxgraph.kept import Kept, nbytes
+from fewbit.calibrate.kept import Kept, nbytes
 
 
 def test_everything_passes_and_the_first_stay() -> None:
