@@ -17,6 +17,7 @@ from fewbit.cli import bench, language
 from fewbit.cli.options import (
     AsJson,
     BatchSize,
+    Calibrator,
     DataOptions,
     DataPath,
     Dtype,
@@ -91,14 +92,7 @@ def quantize(
     ],
     recipe: Recipe = "W8A8",
     algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "auto",
-    calibrator: Annotated[
-        str | None,
-        typer.Option(
-            "--calibrator",
-            help="How activation ranges are chosen: minmax, percentile, mse, entropy, outlier, …; best measures.",
-            show_default="the recipe's",
-        ),
-    ] = None,
+    calibrator: Calibrator = None,
     data: DataPath = None,
     format_: Annotated[str, typer.Option("--format", help="The file format of OUT.")] = "native",
     samples: Samples = None,

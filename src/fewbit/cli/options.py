@@ -24,6 +24,14 @@ Source: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+Calibrator: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrator",
+        help="How activation ranges are chosen: minmax, percentile, mse, entropy, outlier, …; best measures.",
+        show_default="the recipe's",
+    ),
+]
 AsJson: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")
 ]
