@@ -9,37 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "types.h"
+
 namespace fewbit {
-
-enum class Float { f32, f16, bf16 };
-enum class Code { i8, u8, i16, u16 };
-
-inline constexpr int64_t size_of(Float kind) { return kind == Float::f32 ? 4 : 2; }
-inline constexpr int64_t size_of(Code code) { return code == Code::i8 || code == Code::u8 ? 1 : 2; }
-
-/// A C-contiguous matrix: `rows` times `cols`.
-struct Shape {
-  int64_t rows, cols;
-};
-
-/// The smallest and the largest code.
-struct Bounds {
-  int32_t qmin, qmax;
-};
-
-/// How a range becomes a scale and a zero point (fewbit.numbers.affine).
-struct Rule {
-  Bounds bounds;
-  bool symmetric;
-  Float scale_type;  // what the scale is rounded to
-};
-
-/// Zero points must lie within +-kMaxZeroPoint: code minus zero point is then exact in float32.
-inline constexpr int32_t kMaxZeroPoint = 1 << 20;
-/// Bins a histogram may have: bin numbers are then exact in float32.
-inline constexpr int64_t kMaxBins = 1 << 22;
-/// Sub-histograms that share the counting (csrc/histogram.h); scratch holds this many times the bins.
-inline constexpr int64_t kSubHistograms = 4;
 
 /// Rows whose codes are rounded one column after another (csrc/gptq.h); all arrays are C-contiguous.
 struct PlaneProblem {

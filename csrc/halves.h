@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dispatch.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

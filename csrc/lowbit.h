@@ -8,10 +8,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
 
-#include "dispatch.h"
+#include "types.h"
 
 namespace fewbit {
 

@@ -92,7 +92,7 @@ inline void store_tiles(void* acc) {
   if constexpr (kTwoRows && kTwoTiles) _tile_stored(3, to + 3072, 64);
 }
 
-/// Weights of 8 bits come from memory right into the tiles.
+/// Weights of 8 bits come from memory right into the tiles, at the first rows that use them.
 template <bool kTwoTiles>
 inline void ask_for_weights(const Panel& panel, int64_t at, int64_t bytes) {
   for (int64_t i = at + kAhead<8>; i < at + kAhead<8> + bytes; i += kLine) {
@@ -103,11 +103,11 @@ inline void ask_for_weights(const Panel& panel, int64_t at, int64_t bytes) {
 
 template <bool kSigned, bool kTwoRows, bool kTwoTiles>
 inline void multiply_group(const Panel& panel, const IntegerRows& high, const IntegerRows& low, int64_t begin,
-                           int64_t group, int32_t* acc) {
+                           int64_t group, bool ask, int32_t* acc) {
   const int64_t step = group % kChunk == 0 ? 64 : 32;
   clear_tiles<kTwoRows, kTwoTiles>();
   for (int64_t k = 0; k < group; k += step) {
-    if constexpr (!kSigned) ask_for_weights<kTwoTiles>(panel, k * kTile, step * kTile);
+    if (!kSigned && ask) ask_for_weights<kTwoTiles>(panel, k * kTile, step * kTile);
     _tile_loadd(4, high.at(0, begin + k), 64);
     _tile_loadd(6, panel.first + k * kTile, 64);
     if constexpr (kTwoTiles) _tile_loadd(7, panel.second + k * kTile, 64);
@@ -198,7 +198,7 @@ void multiply_square(const LowbitCall& call, const Square& at, int64_t begin, in
     const uint8_t* first = kSigned ? place(g) : w.codes + at.tile * w.tile_bytes() + g * w.group * kTile;
     const Panel weights{first, first + (kSigned ? w.group * kTile : w.tile_bytes())};
     settle();
-    multiply_group<kSigned, kTwoRows, kTwoTiles>(weights, high, low, g * w.group, w.group,
+    multiply_group<kSigned, kTwoRows, kTwoTiles>(weights, high, low, g * w.group, w.group, !at.unpacked,
                                                  acc + g % 2 * 1024);
     if (g == begin) continue;
     scale_square<kSigned, kTwoRows, kTwoTiles>(w, at, g - 1, high, low, acc + (g - 1) % 2 * 1024);
@@ -227,7 +227,8 @@ inline void finish_square(const LowbitCall& call, const LowbitPiece& piece, cons
 }
 
 /// Walks a piece: blocks of K, then pairs of row blocks, then pairs of tiles. multiply(square, two_rows,
-/// two_tiles, begin, end, panel) adds groups [begin, end) to the square's sums.
+/// two_tiles, begin, end, panel) adds groups [begin, end) to the square's sums. Where one block is all of K,
+/// all squares use one place for their sums, which stays in the first cache.
 template <class Multiply>
 void walk_piece(const LowbitCall& call, const LowbitPiece& piece, const TileScratch& scratch, int64_t depth,
                 int64_t code_bytes, int row_bytes, const Multiply& multiply) {
@@ -242,7 +243,8 @@ void walk_piece(const LowbitCall& call, const LowbitPiece& piece, const TileScra
       const int now_low = row + kRowBlock < piece.row_end ? rows_of(call, row + kRowBlock) : 0;
       if (now_high != high || now_low != low) configure(high = now_high, low = now_low, row_bytes);
       for (int64_t pair = 0; pair < pairs; ++pair) {
-        float* total = scratch.total + ((row - piece.row_begin) / kPair * pairs + pair) * kPairFloats;
+        const int64_t place = step >= w.groups ? 0 : (row - piece.row_begin) / kPair * pairs + pair;
+        float* total = scratch.total + place * kPairFloats;
         const Square at{row, piece.tile_begin + 2 * pair, total, row > piece.row_begin};
         if (begin == 0) std::memset(total, 0, kPairFloats * sizeof(float));
         multiply(at, low > 0, at.tile + 1 < piece.tile_end, begin, end,

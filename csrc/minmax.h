@@ -11,8 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dispatch.h"
 #include "halves.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

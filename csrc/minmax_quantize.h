@@ -9,11 +9,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dispatch.h"
 #include "halves.h"
 #include "minmax.h"
 #include "pack.h"
 #include "quantize.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

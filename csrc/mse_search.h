@@ -14,9 +14,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "dispatch.h"
 #include "minmax.h"
 #include "quantize.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

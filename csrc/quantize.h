@@ -13,9 +13,9 @@
 #include <cstring>
 #include <limits>
 
-#include "dispatch.h"
 #include "halves.h"
 #include "minmax.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "dispatch.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "dispatch.h"
 #include "mse_search.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

@@ -8,8 +8,8 @@
 
 #include <cstdint>
 
-#include "dispatch.h"
 #include "threads.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {

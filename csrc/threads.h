@@ -8,11 +8,11 @@
 // hundred nanoseconds a piece. A piece should be worth 10 us or more. Why pieces and no fixed split: the
 // caller never waits for a helper that has not begun, only for pieces that have been taken; a core that other
 // programs use then costs its own speed and no more. Nobody spins at a barrier: helpers and the caller look
-// for some microseconds and then sleep. Why results do not depend on the number of threads: what a piece
-// computes is a function of its number alone. So a kernel must choose its pieces from shapes, never from
-// threads(), and add up what pieces computed in their order.
-// A call from inside a piece, and a call while another thread's call is running, runs on the calling thread
-// alone. After fork() the child starts helpers of its own.
+// for a fifth of a millisecond at most and then sleep. Why results do not depend on the number of threads:
+// what a piece computes is a function of its number alone. So a kernel must choose its pieces from shapes,
+// never from threads(), and add up what pieces computed in their order. A call from inside a piece, and a
+// call while another thread's call is running, runs on the calling thread alone. After fork() the child
+// starts helpers of its own.
 #pragma once
 
 #include <cstdint>

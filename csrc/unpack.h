@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dispatch.h"
+#include "types.h"
 
 namespace fewbit {
 namespace {
