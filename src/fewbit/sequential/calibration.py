@@ -18,6 +18,7 @@ from fewbit.sequential import tree
 from fewbit.sequential.forward import Seen, over_windows
 from fewbit.sequential.solve import solve_group
 from fewbit.sequential.sums import InputSums, Wanted
+from fewbit.sequential.trim import trim
 from fewbit.sequential.work import Work
 
 Group = Sequence[LayerPlan]
@@ -50,6 +51,8 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
         owner = turn % work.ranks.size
         sums = _gather(work, folds.pop(number), owner)
         starved += solve_group(work.store.model, groups[number], sums, work.settings, work.ranks, owner)
+        del sums
+        trim()
     if not starved:
         return []
     more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
@@ -110,6 +113,7 @@ def _collect(
         for number in groups:
             folds[number].push(tree.Node(0, leaf_number, sums.pop(number)))
         _park(work, earlier | folds)
+        trim()
     return folds
 
 
