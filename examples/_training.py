@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def kept_history(path: Path) -> History:
     return History(**read_state(path)["history"]) if path.exists() else History()
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, remedy: str = "if it is one of this run, delete it to train again") -> dict[str, Any]:
     """What `train` kept.
 
     Raises:
@@ -103,9 +104,9 @@ def read_state(path: Path) -> dict[str, Any]:
         dicts = (state["model"], state["optimizer"], state["history"], state.get("settings", {}))
         complete = all(isinstance(each, dict) for each in dicts) and isinstance(state["step"], int)
     except Exception as error:  # damaged files fail in any way
-        raise FewbitError(f"{path} cannot be read as a state of training; if it is one, delete it and go on") from error
+        raise FewbitError(f"{path} cannot be read as a state of training; {remedy}") from error
     if not complete:
-        raise FewbitError(f"{path} is not a state of training; if nothing else needs it, delete it and go on")
+        raise FewbitError(f"{path} is not a state of training; {remedy}")
     found: dict[str, Any] = state
     return found
 
@@ -120,7 +121,9 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
         model.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise FewbitError(f"{path} is the state of another network: {reason[-1][:160]}") from error
+        raise FewbitError(
+            f"{path} is the state of another network: {textwrap.shorten(reason[-1], 160, placeholder=' …')}"
+        ) from error
 
 
 def _resumed(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[History, int]:

@@ -90,7 +90,8 @@ def float_network(run: Run) -> nn.Module:
     model = NETWORKS[options.network](len(run.pictures.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     started = "none"
     if options.start:
-        load_weights(model, read_state(options.start)["model"], options.start)
+        state = read_state(options.start, "name the float.pt of an earlier run with --start")
+        load_weights(model, state["model"], options.start)
         started = fingerprint(model.state_dict())
     settings = {
         **run.common,

@@ -145,6 +145,10 @@ def test_a_start_of_zero_further_steps_is_that_network(given: list[object], run:
     code, _, error = run(example, *given, "--network", "resnet20", *start[:2], "--out", tmp_path / "c", "--widths", 8)
     assert code == 1
     assert "float.pt is the state of another network" in error
+    other = tmp_path / "a" / "results.json"
+    code, _, error = run(example, *given, "--start", other, "--out", tmp_path / "d", "--widths", 8)
+    assert code == 1
+    assert "results.json cannot be read as a state of training; name the float.pt" in error
 
 
 # --- bad input ----------------------------------------------------------------------------------
