@@ -163,7 +163,7 @@ def contenders(shape: Shape, tokens: int) -> dict[str, list[Run]]:
     runs["torch BF16"] = eager(copy.deepcopy(block).to(torch.bfloat16), short, copies(16))
     runs["torch int4pack (torchao), BF16"] = eager(int4pack(block), short, copies(4))
     for scheme in (f"W4A16-g{GROUP}", f"W4A8-dynamic-g{GROUP}"):
-        quantized = fewbit.quantize(block, scheme, calibrator="minmax", weight_calibrator="minmax")
+        quantized = fewbit.quantize(block, scheme, calibrator="minmax", algorithm="rtn")
         runs[f"fewbit {scheme}"] = eager(quantized, x, copies(4))
     peers = [openvino_run(block, x) for _ in range(copies(4))]
     if peers[0] is not None:

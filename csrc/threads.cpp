@@ -23,6 +23,9 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace fewbit {
 namespace {
@@ -71,6 +74,32 @@ void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }
 
+/// The core that this thread runs on, or -1.
+int current_core() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+/// Moves this thread to another core than `core`, if there is one that it may use. Linux sometimes wakes a
+/// helper on its caller's core and leaves it there for seconds, while the other cores idle: they then take
+/// turns and gain nothing (seen between a layer's calls with rests of 20 ms: 0.57 ms instead of 0.3).
+void leave_core(int core) {
+#if defined(__linux__)
+  cpu_set_t all, others;
+  if (core < 0 || current_core() != core || sched_getaffinity(0, sizeof all, &all) != 0) return;
+  others = all;
+  CPU_CLR(static_cast<size_t>(core), &others);
+  if (CPU_COUNT(&others) == 0) return;
+  sched_setaffinity(0, sizeof others, &others);
+  sched_setaffinity(0, sizeof all, &all);
+#else
+  (void)core;
+#endif
+}
+
 struct Helper {
   alignas(64) std::atomic<uint32_t> bell{0};
 };
@@ -100,6 +129,7 @@ class Pool {
   std::atomic<PieceBody> body_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<int> slots_{1};
+  std::atomic<int> caller_{-1};  // its core
   alignas(64) std::atomic<uint32_t> left_{0};
 };
 
@@ -112,6 +142,7 @@ void Pool::publish(uint32_t pieces, PieceBody body, void* context, int slots) {
   body_.store(body, std::memory_order_release);
   context_.store(context, std::memory_order_release);
   slots_.store(slots, std::memory_order_release);
+  caller_.store(current_core(), std::memory_order_relaxed);
   left_.store(pieces, std::memory_order_release);
   pieces_.store(pieces, std::memory_order_release);
 }
@@ -147,6 +178,7 @@ void Pool::serve(int slot) {
     await_change(bell, heard);
     heard = bell.load(std::memory_order_acquire);
     wake_helpers_of(slot);
+    leave_core(caller_.load(std::memory_order_relaxed));
     work(slot);
   }
 }

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fewbit.bench import machine, passes
+from fewbit.bench import machine, passes, peers
+from fewbit.bench.peers.torch import contenders as torch_only
 from fewbit.kernels import dispatch
 
 
@@ -53,6 +54,13 @@ def test_a_race_for_people(command: Any) -> None:
     assert done.code == 0, done.stderr
     for words in ("int8 channel, 1×64×32", "of the limit", "limits with 1 threads", "fewbit min-max"):
         assert words in done.stdout
+
+
+@pytest.mark.usefixtures("small")
+def test_the_remedy_for_a_missing_peer_is_shown_whole(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "gather", lambda case, _: (torch_only(case), {"torchao": "pip install 'fewbit[bench]'"}))
+    done = command("bench", "--shape", "1x64x32", "--bits", "8", "--rounds", "1")
+    assert "pip install 'fewbit[bench]'" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def run_bench(session: Session, shapes: list[str], bits: list[int], group: int, 
     Raises:
         FewbitError: A shape cannot be read.
     """
+    from rich.text import Text
+
     from fewbit.bench.machine import footprint, limits_document, machine, measure_limits
     from fewbit.bench.passes import race_passes
 
@@ -103,7 +105,7 @@ def run_bench(session: Session, shapes: list[str], bits: list[int], group: int, 
         "passes": [vars(row) for row in passes],
         "missing": missing,
     }
-    notes = [f"{name}: {why}" for name, why in missing.items()]
+    notes = [Text(f"{name}: {why}") for name, why in missing.items()]  # no markup: [bench] is an extra
     session.result(document, *_tables(rows, limits), _pass_table(passes), *notes)
 
 
