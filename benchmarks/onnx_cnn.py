@@ -28,7 +28,6 @@ from torch import nn
 
 import fewbit
 from fewbit.evaluate import sqnr, top1_agreement
-from fewbit.evaluate.speed import interleaved_times
 from fewbit.onnxgraph.session import Runner
 
 IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample-dev.zip"
@@ -240,7 +239,7 @@ def accuracy(folder: Path, images: Path, hows: list[str]) -> None:
     reference, rows, entries = logits(export(name, folder), "ONNX Runtime"), [], []
     unseen = torch.arange(len(pictures)) % EVERY != 0
     for how in hows:
-        path, seconds = make(name, how, data, folder)
+        path, _ = make(name, how, data, folder)
         engine = "OpenVINO" if how.startswith("nncf") else "ONNX Runtime"
         found = logits(path, engine)
         entry = {
@@ -250,7 +249,6 @@ def accuracy(folder: Path, images: Path, hows: list[str]) -> None:
             "sqnr": sqnr(reference, found),
             "agreement_unseen": top1_agreement(reference[unseen], found[unseen]),
             "sqnr_unseen": sqnr(reference[unseen], found[unseen]),
-            "seconds": seconds,
         }
         entries.append(entry)
         rows.append(
@@ -259,12 +257,12 @@ def accuracy(folder: Path, images: Path, hows: list[str]) -> None:
                 engine,
                 *(
                     f"{entry[k]:.3f}" if "agree" in k else f"{entry[k]:.2f}"
-                    for k in ("agreement", "sqnr", "agreement_unseen", "sqnr_unseen", "seconds")
+                    for k in ("agreement", "sqnr", "agreement_unseen", "sqnr_unseen")
                 ),
             )
         )
         print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    columns = ("model", "engine", "as FP32", "SQNR dB", "unseen", "unseen dB", "made in s")
+    columns = ("model", "engine", "as FP32", "SQNR dB", "unseen", "unseen dB")
     text = f"""# EfficientNet-Lite0 as ONNX, W8A8, {len(pictures)} ImageNet pictures
 
 Reference: the FP32 file in ONNX Runtime. As FP32: share of pictures with the same top-1 class. Calibrated on every
@@ -272,6 +270,18 @@ fifth picture, measured on all; unseen: on the others alone. Made by `python ben
 
 {_results.markdown_table(columns, rows, left=2)}"""
     _results.write("onnx_cnn_accuracy", text, {"rows": entries})
+
+
+def in_turn(calls: dict[str, Callable[[np.ndarray], np.ndarray]], x: np.ndarray, rounds: int) -> dict[str, float]:
+    """Median seconds; each round calls every model once, in an order of its own."""
+    rng, taken = np.random.default_rng(1), {how: [] for how in calls}
+    for turn in range(rounds + 3):
+        for how in rng.permutation(list(calls)).tolist():
+            start = time.perf_counter()
+            calls[how](x)
+            if turn >= 3:
+                taken[how].append(time.perf_counter() - start)
+    return {how: float(np.median(seconds)) for how, seconds in taken.items()}
 
 
 def speed(folder: Path, hows: list[str], rounds: int) -> None:
@@ -285,15 +295,15 @@ def speed(folder: Path, hows: list[str], rounds: int) -> None:
             calls = {how: runner(path, engine, threads) for how, path in usable.items()}
             for batch in (1, 8):
                 x = data[0][:batch]
-                times = interleaved_times([lambda c=c, x=x: c(x) for c in calls.values()], rounds, 3)
-                medians = dict(zip(calls, (t.median * 1e3 for t in times)))
+                medians = {how: 1e3 * seconds for how, seconds in in_turn(calls, x, rounds).items()}
                 entries.append({"net": name, "engine": engine, "batch": batch, "ms": medians})
                 rows.append((name, engine, str(batch), *(f"{medians[h]:.2f}" if h in medians else "–" for h in paths)))
                 print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     text = f"""# Convolutional networks as ONNX, milliseconds
 
-Medians of {rounds} interleaved calls, {threads} threads, 224×224 pictures; ResNet-18 and MobileNetV2 with random
-weights. nncf's models run in OpenVINO alone. Made by `python benchmarks/onnx_cnn.py --only speed`.
+Medians of {rounds} rounds that call each model once in a random order, {threads} threads, 224×224 pictures; ResNet-18
+and MobileNetV2 with random weights. nncf's models run in OpenVINO alone.
+Made by `python benchmarks/onnx_cnn.py --only speed`.
 
 {_results.markdown_table(("network", "engine", "batch", "FP32", *hows), rows, left=2)}"""
     _results.write("onnx_cnn_speed", text, {"rows": entries})
@@ -304,7 +314,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=IMAGES)
     parser.add_argument("--folder", type=Path, default=Path("onnx-models"), help="where models are made and kept")
     parser.add_argument("--only", choices=("accuracy", "speed"))
-    parser.add_argument("--models", nargs="+", default=[*OURS, *PEERS], help="of these rows")
+    parser.add_argument("--models", nargs="+", default=["fewbit", "fewbit rtn", *PEERS], help="of these rows")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
