@@ -98,7 +98,7 @@ def main() -> None:
     for algorithm in options.algorithms:
         rows.append(measure(model, algorithm, pictures, wanted, engine))
         print(rows[-1], file=sys.stderr)
-    _results.write("cnn_int4", markdown(rows, len(pictures), engine), {"rows": [asdict(row) for row in rows]})
+        _results.write("cnn_int4", markdown(rows, len(pictures), engine), {"rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

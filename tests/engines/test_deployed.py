@@ -38,6 +38,27 @@ def test_every_engine_computes_the_same_integers(kind: type[nn.Module], name: st
     assert name in repr(deployed)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_files_keep_the_rules_of_their_runtime(kind: type[nn.Module], tmp_path: Path) -> None:
+    ir = pytest.importorskip("onnx_ir")
+    from fewbit.onnxgraph import rules
+
+    path = tmp_path / "net.onnx"
+    fewbit.deploy(quantized(kind), pictures(), "onnxruntime").save(path)
+    assert rules.violations(ir.load(path), "onnxruntime") == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exports_quantized_for_tensorrt_keep_its_rules(kind: type[nn.Module], tmp_path: Path) -> None:
+    ir = pytest.importorskip("onnx_ir")
+    from fewbit.onnxgraph import rules
+
+    source, out = tmp_path / "float.onnx", tmp_path / "codes.onnx"
+    torch.onnx.export(seeded(kind()).eval(), (pictures(),), str(source), dynamo=True, verbose=False)
+    fewbit.quantize(source, "W8A8", [pictures()], output=out, target="tensorrt")
+    assert rules.violations(ir.load(out), "tensorrt") == []
+
+
 def test_the_best_engine_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("openvino", "onnxruntime"):
         monkeypatch.setattr(engines.get(name), "installed", lambda: False)
