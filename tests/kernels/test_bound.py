@@ -191,3 +191,16 @@ def test_an_address_that_no_float_has_is_refused() -> None:
     matrix, out = module.weight.bound.layout, torch.empty(1, OUTPUTS)
     with pytest.raises(ValueError, match="multiple of its element size"):
         matrix.linear_at(x.data_ptr() + 1, 1, False, 127, False, 0, out.data_ptr())
+
+
+@pytest.mark.parametrize("scheme", ["W4A8-dynamic-g32", "W4A16-g32"])
+@torch.no_grad()
+def test_a_bound_layer_compiles_and_exports(scheme: str) -> None:
+    module, x = layer(scheme), rows(2)
+    wanted = [module(x) for _ in range(2)][-1]
+    assert module.weight.bound is not None
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    exported = torch.export.export(module, (x,)).module()
+    for other in (compiled, exported):
+        assert torch.equal(other(x), wanted)
+    assert torch.equal(module(x), wanted)
