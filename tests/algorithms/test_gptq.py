@@ -51,7 +51,8 @@ def test_it_is_the_algorithm_of_the_paper(block: int) -> None:
     weight, x = torch.randn(10, 48), inputs(400, 48)
     seen = statistics(x)
     options = gptq.Options("given", True, 0.01, block, 1, 1, 0)
-    found = gptq._solve(weight, seen.gram.matrix, QSpec.parse("int4/channel/sym"), 48, options, "w")
+    columns, factor = gptq._factorized(seen.gram.matrix, 48, options, "w")
+    found = gptq._solve(weight, factor, columns, QSpec.parse("int4/channel/sym"), 48, options)
     scale = (weight.abs().amax(1) / 7)[:, None].expand(-1, 48)
     codes = paper(weight.double().numpy(), seen.gram.matrix.numpy(), scale.double().numpy(), 0.01)
     # Where float32 and float64 round a tie apart, the rest of that row follows.
@@ -140,3 +141,18 @@ def test_wrong_options_are_told(options: gptq.Options, word: str) -> None:
 def test_only_matrices() -> None:
     with pytest.raises(FewbitError, match="shape"):
         gptq.quantize_weight(torch.randn(8), QSpec.parse("int4/g8/sym"), None, "w", statistics(inputs(9, 8)))
+
+
+def test_large_weights_are_rounded_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(10, 32, generator=generator), torch.randn(64, 32, generator=generator)
+    gram = Gram(32)
+    gram.update(x)
+    for spec in ("int4/g16/asym", "int4/channel/sym", "int4/tensor/sym"):
+        parsed = QSpec.parse(spec)
+        whole = gptq.quantize_weight(weight, parsed, statistics=Statistics(gram))
+        with monkeypatch.context() as small:
+            small.setattr(gptq, "_VALUES", 4 * 32)
+            pieces = gptq.quantize_weight(weight, parsed, statistics=Statistics(gram))
+        assert torch.equal(whole.codes, pieces.codes)
+        assert torch.equal(whole.scale, pieces.scale)

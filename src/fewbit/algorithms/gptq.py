@@ -25,6 +25,7 @@ from fewbit.numbers.spec import QSpec
 
 NEEDS: tuple[str, ...] = ("gram",)
 _ORDERS = ("activation", "given")
+_VALUES = 2**23  # of a weight that are rounded together
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,39 @@ def quantize_weight(
     if missing := -shape[1] % group:
         work = torch.nn.functional.pad(work, (0, missing))
         gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
-    found = _solve(work, gram, spec, group, options, name)
+    columns, factor = _factorized(gram, group, options, name)
     single = gram.to(torch.float32).contiguous()
     del gram
+    # Rows do not meet, and what is made of them is several times as large as they are.
+    at_once = shape[0] if isinstance(spec.granularity, PerTensor) else max(1, _VALUES // work.shape[1])
+    parts = [_rows(part, factor, single, columns, spec, group, options, name) for part in torch.split(work, at_once)]
+    return _lattice.to_qtensor(_joined(parts), spec, shape)
+
+
+def _factorized(gram: Tensor, group: int, options: Options, name: str) -> tuple[Tensor, Tensor]:
+    """The order of columns, and R in it."""
+    static = options.static_groups or group == gram.shape[0]
+    order = "given" if options.order == "given" else ("columns" if static else "groups")
+    columns = _lattice.column_order(gram.diagonal(), group, order)
+    return columns, _lattice.factorize(gram, options.damping, name, columns)
+
+
+def _rows(
+    work: Tensor, factor: Tensor, gram: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options, name: str
+) -> Rounded:
+    """Some rows from the start to the end."""
+    found = _solve(work, factor, columns, spec, group, options)
     if spec.format.is_integer and options.sweeps > 0:
-        found = _improve(found, work, single, spec, group, options)
-    return _no_worse_than_nearest(found, work, single, spec, shape, name)
+        found = _improve(found, work, gram, spec, group, options)
+    return _no_worse_than_nearest(found, work, gram, spec, name)
+
+
+def _joined(parts: list[Rounded]) -> Rounded:
+    """All rows again; what each changed is not needed any more."""
+    if len(parts) == 1:
+        return parts[0]
+    codes, scale, zero = (torch.cat([getattr(part, f) for part in parts]) for f in ("codes", "scale", "zero"))
+    return Rounded(codes, scale, zero, parts[0].change[:0])
 
 
 def _check(weight: Tensor, spec: QSpec, options: Options, name: str) -> None:
@@ -99,13 +127,10 @@ def _check(weight: Tensor, spec: QSpec, options: Options, name: str) -> None:
         raise FewbitError("gptq's clips, finalists and block are 1 or more, and its damping is not negative")
 
 
-def _solve(work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options, name: str) -> Rounded:
+def _solve(work: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
     """Codes in the columns' own order."""
-    static = options.static_groups or group == work.shape[1]
-    order = "given" if options.order == "given" else ("columns" if static else "groups")
-    columns = _lattice.column_order(gram.diagonal(), group, order)
-    factor, moved = _lattice.factorize(gram, options.damping, name, columns), work[:, columns].contiguous()
-    if static:
+    moved = work[:, columns].contiguous()
+    if options.static_groups or group == work.shape[1]:
         found = _static(moved, factor, columns, spec, group, options)
         scale, zero = found.scale, found.zero
     else:
@@ -164,19 +189,17 @@ def _better(one: Rounded, other: Rounded, factor: Tensor, whole: bool) -> Rounde
     return _lattice.choose(errors[1] < errors[0], other, one)
 
 
-def _no_worse_than_nearest(
-    found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, shape: tuple[int, int], name: str
-) -> QTensor:
+def _no_worse_than_nearest(found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, name: str) -> Rounded:
     """The solution; rounded to nearest in the rows (or, with one scale for all, the tensor) where that is better."""
     whole = isinstance(spec.granularity, PerTensor)
     error = ((found.change @ gram) * found.change).sum(dim=1)
     for calibrator in ("minmax", "mse"):
         nearest = _as_rounded(rtn.quantize_weight(work, spec, rtn.Options(calibrator), name), work, found)
         other = ((nearest.change @ gram) * nearest.change).sum(dim=1)
-        better = (other.sum() < error.sum()).expand(shape[0]) if whole else other < error
+        better = (other.sum() < error.sum()).expand(work.shape[0]) if whole else other < error
         if bool(better.any()):
             found, error = _lattice.choose(better, nearest, found), torch.where(better, other, error)
-    return _lattice.to_qtensor(found, spec, shape)
+    return found
 
 
 def _as_rounded(t: QTensor, weight: Tensor, like: Rounded) -> Rounded:
