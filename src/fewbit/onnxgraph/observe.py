@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +70,20 @@ def observe(
     more = [name for names in (means, grams) if names is not None for name in names.names]
     tensors = list(dict.fromkeys([*statistics, *more]))
     with means.computed(model) if means is not None else nullcontext():
-        return stream(model, tensors, batches, see, progress, stage=stage, threads=threads)
+        threads = threads or torch.get_num_threads()
+        with _one_thread() if grams is None else nullcontext():
+            return stream(model, tensors, batches, see, progress, stage=stage, threads=threads)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Statistics in one thread, so that none of theirs waits for work while the runtime computes on all cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def stream(
