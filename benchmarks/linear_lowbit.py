@@ -87,12 +87,10 @@ class Goal:
 
     def line(self, rows: list[dict[str, Any]], threads: int) -> str | None:
         """A sentence, or None where the case was not run or the goal is not for so many threads."""
-        mine = [row for row in rows if row["case"] == self.case and row["name"].startswith("fewbit")]
-        found = [
-            row for row in rows
-            if row["case"] == self.case and row not in mine[:1] and self.against in row["name"]
-            and (row["name"].startswith("fewbit") == self.against.startswith("fewbit"))
-        ]  # fmt: skip
+        here = [row for row in rows if row["case"] == self.case]
+        mine = [row for row in here if row["name"].startswith(f"fewbit W{CASES[self.case][1]}A")]
+        own_too = self.against.startswith("fewbit")
+        found = [row for row in here if self.against in row["name"] and row["name"].startswith("fewbit") == own_too]
         if not mine or not found or self.threads not in (0, threads):
             return None
         own, other = min(mine, key=lambda row: row["ms"]), min(found, key=lambda row: row["ms"])
