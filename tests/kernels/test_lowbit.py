@@ -349,3 +349,29 @@ def test_layers_of_many_shapes_agree_with_torch() -> None:
         x = noise(2, 3, k)
         got = lowbit.linear_float(x, pack(t), None)
         assert torch.allclose(got, F.linear(x, t.dequantize()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_inputs_of_16_bits_do_not_round_the_weights(dtype: torch.dtype, isa: str) -> None:
+    t = weight("int8/channel/sym", 12, 64)
+    large = QTensor(t.codes, t.scale * 1e6, None, t.spec, t.shape)
+    x = torch.full((50, 64), 1e-3, dtype=dtype)
+    wanted = x.double() @ exact_weight(large).double().T
+    found = lowbit.linear_float(x, pack(large), None)
+    assert found.dtype == dtype
+    assert torch.allclose(found.double(), wanted, rtol=2 * torch.finfo(dtype).eps, atol=1e-2)
+
+
+def test_weights_without_values_give_outputs_without_values() -> None:
+    matrix, x = pack(weight("int4/g32/asym", 12, 64)), noise(3, 64)
+    flat = [part.to("meta") if isinstance(part, torch.Tensor) else part for part in ops._flat(matrix)]
+    assert torch.ops.fewbit.linear_lowbit(x, *flat, None, "", "").is_meta
+
+
+def test_another_view_of_the_same_codes_is_another_weight() -> None:
+    t = weight("int4/tensor/sym", 64, 256)
+    matrix, x = pack(t), noise(3, 128)
+    lowbit.linear_float(noise(3, 256), matrix, None)
+    other = PackedMatrix(matrix.codes, matrix.scale, None, matrix.spec, (128, 128))
+    again = QTensor(t.codes.reshape(128, 128), t.scale, None, t.spec, (128, 128))
+    assert_close(lowbit.linear_float(x, other, None), x, exact_weight(again), torch.zeros(128))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,8 @@ def bench(
     ] = None,
     group: Annotated[int, typer.Option("--group", min=0, help="Group of weights below 8 bits; 0 for channels.")] = 128,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of everyone.", show_default="torch's")
+        int | None,
+        typer.Option("--threads", min=1, max=os.cpu_count() or 1, help="Threads of everyone.", show_default="torch's"),
     ] = None,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Race other installed packages too.")] = True,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of everyone.")] = 5,

@@ -98,8 +98,10 @@ def linear_float(x: Tensor, matrix: PackedMatrix, bias: Tensor | None, activatio
     """
     few = dispatch.backend() == "amx" or x.numel() < _FEW_ROWS * matrix.shape[1]
     if not few or not _native_serves(x, matrix):
-        weight = dequantize(matrix).to(x.dtype)
-        return _activated(F.linear(x, weight, None if bias is None else bias.to(x.dtype)), activation)
+        # 16 bits would round the weights, and overflow where float32 does not.
+        wide = torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+        weight, shift = dequantize(matrix).to(wide), None if bias is None else bias.to(wide)
+        return _activated(F.linear(x.to(wide), weight, shift), activation).to(x.dtype)
     rows, out = _rows_and_output(x, matrix)
     _layout(matrix, 0).linear_float(rows, _single(bias), out, activation)
     return _like_input(out, x)
@@ -261,7 +263,7 @@ def _layout(matrix: PackedMatrix, group: int, sums: bool = False) -> Any:
     native = dispatch._native
     assert native is not None
     threads.follow_torch(native)
-    key = (matrix.spec.text, "lowbit", group, sums)
+    key = (matrix.spec.text, matrix.shape, "lowbit", group, sums)
     return prepared(matrix.codes, (matrix.scale, matrix.zero_point), key, lambda: _pack(native, matrix, group, sums))
 
 

@@ -74,7 +74,7 @@ def _(
     columns: int,
     bias: Tensor | None,
 ) -> Tensor:
-    return torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device=x.device)
+    return torch.empty(*x.shape[:-1], rows, dtype=torch.float32, device=codes.device)
 
 
 @torch.library.custom_op("fewbit::conv", mutates_args=())
@@ -123,7 +123,7 @@ def _(
 ) -> Tensor:
     walk = zip(x.shape[2:], kernel, stride, before, after, dilation)
     out = [(size + a + b - d * (k - 1) - 1) // s + 1 for size, k, s, a, b, d in walk]
-    return torch.empty(x.shape[0], rows, *out, dtype=torch.float32, device=x.device)
+    return torch.empty(x.shape[0], rows, *out, dtype=torch.float32, device=codes.device)
 
 
 @torch.library.custom_op("fewbit::dequantize", mutates_args=())
@@ -168,7 +168,7 @@ def _(
     x_spec: str,
     activation: str,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], rows)
+    return torch.empty(*x.shape[:-1], rows, dtype=x.dtype, device=codes.device)
 
 
 def linear_float(x: Tensor, matrix: PackedMatrix, bias: Tensor | None, activation: str = "") -> Tensor:

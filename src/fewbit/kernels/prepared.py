@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 T = TypeVar("T")
 
-Form = tuple[tuple[int, ...], tuple[Tensor | None, ...], Any]  # state of the content, what else it is made of, the form
+Form = tuple[tuple[Any, ...], tuple[Tensor | None, ...], Any]  # state of the content, what else it is made of, the form
 
 # A weak reference keeps the storage's address from being used again, so an address names one storage only.
 _entries: dict[int, tuple[StorageWeakRef, dict[Hashable, Form]]] = {}
@@ -44,11 +44,12 @@ def prepared(codes: Tensor, others: tuple[Tensor | None, ...], key: Hashable, bu
     return form
 
 
-def _state(tensor: Tensor | None) -> tuple[int, ...]:
+def _state(tensor: Tensor | None) -> tuple[Any, ...]:
     if tensor is None:
         return (0,)
     version = -1 if tensor.is_inference() else tensor._version
-    return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset()), version
+    view = tensor.storage_offset(), tensor.shape, tensor.stride()
+    return int(tensor.untyped_storage()._cdata), *view, version
 
 
 def _forget_dead() -> None:
