@@ -189,6 +189,8 @@ class _Sums:
                 self.same += int((p.argmax(-1) == q.argmax(-1)).sum())
 
     def result(self, windows: TextWindows) -> Perplexity:
+        if not self.tokens:
+            raise FewbitError("no token is scored: a window needs two, or one behind a BOS")
         nll = self.nll / self.tokens
         if not math.isfinite(nll):
             raise FewbitError("the model's predictions are not finite; it cannot be scored")

@@ -17,6 +17,7 @@ from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.intercept import read_call
 from fewbit.nn.precision import FixedDtypes
 from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer, quantizer_from_config
+from fewbit.nn.transposed import Transposed
 from fewbit.numbers import packing
 from fewbit.numbers.granularity import PerChannel, PerGroup
 from fewbit.numbers.qtensor import QTensor
@@ -81,6 +82,11 @@ class QuantizedWeight(nn.Module):
         """Of the float weight: ``[out, in, *kernel]``."""
         rows, columns = self.packed.matrix_shape
         return torch.Size((rows, columns // math.prod(self.kernel), *self.kernel))
+
+    @property
+    def T(self) -> Transposed:
+        """The transpose of a linear layer's weight, to multiply with."""
+        return Transposed(self)
 
     @property
     def device(self) -> torch.device:
