@@ -246,8 +246,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=steps_by_width, default={4: 780, 3: 1170, 2: 2340}, help="width:steps,…")
     parser.add_argument("--control", type=whole(0), default=0, help="also train the float network on for so many steps")
     parser.add_argument("--rate", type=rate, default=0.02, help="highest learning rate of quantized training")
-    # Few bits shift the statistics at first; without batch norm's own scaling a high learning rate diverges.
-    parser.add_argument("--norms-move", type=share, default=0.6, help="share of the steps in which batch norm moves")
+    # Without batch norm's own scaling all but a low learning rate diverges, so it moves until the rate has come down.
+    parser.add_argument("--norms-move", type=share, default=0.9, help="share of the steps in which batch norm moves")
     parser.add_argument("--widths", type=int, choices=WIDTHS, nargs="+", default=[8, 4, 3, 2])
     options = parser.parse_args()
     if options.float_steps == 0 and not options.start:
