@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.calibrate.collect import Progress
-from fewbit.errors import FewbitError
-from fewbit.onnxpipeline.quantize import Settings, quantize_file
+from fewbit.errors import FewbitError, require
 from fewbit.onnxpipeline.result import OnnxResult
 from fewbit.recipe import Recipe
 
@@ -31,6 +30,9 @@ def quantize_onnx(
     Raises:
         FewbitError: There is no output, a setting is unknown, or the model, recipe or data cannot be used.
     """
+    require("onnx_ir", "onnx")
+    from fewbit.onnxpipeline.quantize import Settings, quantize_file
+
     if output is None:
         raise FewbitError(f'an ONNX file is quantized to a file: quantize("{model}", …, output="model.int8.onnx")')
     given = {name: value for name, value in settings.items() if value is not None}
