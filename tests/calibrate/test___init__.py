@@ -28,7 +28,7 @@ def test_get_is_the_module() -> None:
 
 @pytest.mark.parametrize("name", ["", "kl", "histogram", "MinMax", "collect"])
 def test_a_wrong_name_is_told_the_right_ones(name: str) -> None:
-    with pytest.raises(FewbitError, match=r"no calibrator is called .*; there are aciq, entropy, minmax"):
+    with pytest.raises(FewbitError, match=r"no calibrator is called .*; there are aciq, best, entropy, minmax"):
         calibrate.get(name)
 
 
