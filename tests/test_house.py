@@ -25,7 +25,6 @@ Definition = Function | ast.ClassDef
 TESTED_ELSEWHERE = {
     "onnxgraph/targets": "tests/onnxgraph/test_placement.py and test_static.py, target by target",
     "onnxpipeline/dynamic_job": "tests/onnxpipeline/test_quantize.py, scheme by scheme",
-    "onnxpipeline/entry": "tests/onnxpipeline/test_quantize.py calls everything through it",
     "onnxpipeline/result": "tests/onnxpipeline/test_quantize.py",
     "onnxpipeline/static_job": "tests/onnxpipeline/test_quantize.py, target by target",
     "onnxpipeline/weights_job": "tests/onnxpipeline/test_quantize.py, scheme by scheme",
