@@ -59,12 +59,13 @@ def test_blocks_come_back_as_the_affine_map_says(
 
 @pytest.mark.parametrize("by_channel", [True, False])
 def test_large_channels_are_why_keys_are_per_channel(by_channel: bool) -> None:
-    x = torch.randn(1, 1, 32, 16)
+    x = torch.randn(1, 1, 32, 16, generator=torch.Generator().manual_seed(0))
     x[..., 3] += 40
     store = QuantizedStates(4, 32, by_channel)
     store.append(x)
     error = float((store.read(torch.float32) - x).square().mean())
-    assert (error < 0.05) == by_channel
+    # Steps of 40/15 have an error of 0.6: of one channel in sixteen, or of all.
+    assert (error < 0.2) == by_channel
 
 
 def test_batches_are_picked_and_repeated_and_blocks_dropped() -> None:

@@ -48,5 +48,5 @@ def test_calibrators() -> None:
     assert with_calibrator(Recipe("W8A8"), "entropy").calibrator == "entropy"
     assert with_calibrator(Recipe("W4A16"), "minmax").weight_calibrator == "minmax"
     assert with_calibrator(Recipe("W4A16"), None) == Recipe("W4A16")
-    with pytest.raises(FewbitError, match="no calibrator is called 'best'"):
-        with_calibrator(Recipe("W4A16"), "best")
+    with pytest.raises(FewbitError, match="no calibrator is called 'finest'"):
+        with_calibrator(Recipe("W4A16"), "finest")
