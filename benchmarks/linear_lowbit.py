@@ -67,12 +67,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def limit_sentence(most: Limits | None) -> str:
+SEVERAL_RUNS = (
+    " That was the last run, of a part of the cases; a case's rows are of one run, and their share of the limit is "
+    "that of their own run's limits, which differ."
+)
+
+
+def limit_sentence(most: Limits | None, whole: bool) -> str:
     if most is None:
         return ""
     return (
         f" The machine's own limits, measured: {most.read / 1e9:.1f} GB/s read, {most.float32 / 1e9:.0f} GFLOP/s, "
         f"int8 {most.int8 / 1e9:.0f} GOP/s on vectors and {most.tiles / 1e9:.0f} on tiles."
+        f"{'' if whole else SEVERAL_RUNS}"
     )
 
 
@@ -156,10 +163,11 @@ def main() -> None:
         gc.collect()
     rows.sort(key=lambda row: (list(CASES).index(row["case"]), row["ms"]))
     clock = "CPU time of the process" if arguments.cpu_time else "wall time"
+    limits = limit_sentence(most, set(arguments.cases) == set(CASES))
     text = (
         f"# Low-bit linear layers, {arguments.threads} thread{'s' if arguments.threads > 1 else ''}\n\n"
         f"Medians of interleaved calls, {clock}; every contender walks through {arguments.megabytes} MiB of weights."
-        f"{limit_sentence(most)}\n\n{table(rows)}\n\nAgainst the goals:\n\n{verdicts(rows, arguments.threads)}"
+        f"{limits}\n\n{table(rows)}\n\nAgainst the goals:\n\n{verdicts(rows, arguments.threads)}"
     )
     write(name, text, {"limits": limits_document(most), "rows": rows})
 

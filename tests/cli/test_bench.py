@@ -75,3 +75,9 @@ def test_a_shape_that_cannot_be_is_told(command: Any, arguments: list[str], sent
     done = command("bench", *arguments)
     assert done.code == 2
     assert sentence in done.stderr
+
+
+def test_more_threads_than_cores_are_refused(command: Any) -> None:
+    done = command("bench", "--threads", "100000", "--no-peers")
+    assert done.code == 2
+    assert "--threads" in done.stderr

@@ -80,4 +80,5 @@ def test_the_document_is_json_and_complete() -> None:
 
 def test_an_exact_copy_is_still_json() -> None:
     exact = replace(CNN, rows=(FLOAT, replace(INT8, sqnr=float("inf"))))
-    json.dumps(replace(RESULT, image_classifier=exact).document(), allow_nan=False)
+    document = json.loads(json.dumps(replace(RESULT, image_classifier=exact).document(), allow_nan=False))
+    assert document["image_classifier"]["rows"][1]["sqnr"] == "inf"

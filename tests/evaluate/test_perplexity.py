@@ -157,3 +157,9 @@ def test_an_endless_perplexity_is_infinite() -> None:
     found = perplexity(tiny("llama"), windows, logits=lambda _m, _i: torch.tensor([[0.0, 0.0, -1e4], [0, 0, 0]]))
     assert isinstance(found, Perplexity)
     assert found.perplexity == math.inf
+
+
+def test_windows_in_which_no_token_is_scored_are_refused() -> None:
+    windows = text_windows(TEXT, Tokenizer(), length=1, bos=False)
+    with pytest.raises(FewbitError, match="no token is scored"):
+        perplexity(tiny("llama"), windows)

@@ -418,14 +418,16 @@ def test_only_an_earlier_output_is_replaced_and_only_when_asked(saved: Path, tmp
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    save(samples.quantized(lambda: nn.Linear(4, 3), (2, 4)), tmp_path / "out")
-    fewbit.load(tmp_path / "out")
+    model = samples.quantized(lambda: nn.Linear(4, 3), (2, 4))
+    save(model, tmp_path / "out")
+    x = torch.randn(2, 4)
+    assert torch.equal(fewbit.load(tmp_path / "out")(x), model(x))
 
 
 def test_a_damaged_output_can_be_overwritten(saved: Path) -> None:
     (saved / _manifest.NAME).write_text("garbage")
     save(samples.sample("sequential"), saved, overwrite=True)
-    fewbit.load(saved)
+    assert type(fewbit.load(saved)) is nn.Sequential
 
 
 # --- formats by name ------------------------------------------------------------------------------

@@ -204,3 +204,11 @@ def test_a_bound_layer_compiles_and_exports(scheme: str) -> None:
     for other in (compiled, exported):
         assert torch.equal(other(x), wanted)
     assert torch.equal(module(x), wanted)
+
+
+@pytest.mark.parametrize("scheme", ["W4A16-g32", "W8A8-dynamic"])
+def test_tensors_whose_memory_does_not_hold_their_values(scheme: str) -> None:
+    module, x = layer(scheme), rows(3)
+    for _ in range(2):  # the long way, and the short one
+        assert torch.equal(module(torch._neg_view(x)), module(-x))
+        assert torch.equal(module(torch._efficientzerotensor(3, INPUTS)), module(torch.zeros(3, INPUTS)))

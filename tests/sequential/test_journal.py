@@ -37,7 +37,13 @@ def test_a_line_cut_short_does_not_count(tmp_path: Path) -> None:
 def test_the_same_arguments_go_on(tmp_path: Path) -> None:
     arguments = {"recipe": {"scheme": "W4A16"}, "dtype": None, "sizes": (1, 2)}
     Journal(tmp_path).start(arguments)
-    Journal(tmp_path).start(arguments)
+    Journal(tmp_path).add({"part": "one"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = Journal(tmp_path)
+    again.start(arguments)
+    again.read()
+    assert "one" in again.records
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_changed_arguments_are_named(tmp_path: Path) -> None:

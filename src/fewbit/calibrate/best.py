@@ -8,20 +8,21 @@ nothing but the data is known (:func:`solve`, :func:`solve_tensor`), the squared
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewbit import calibrate
-from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram
+from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram, new_statistic, statistic_key
 from fewbit.calibrate.range import Range
 from fewbit.calibrate.statistic import Statistic
 from fewbit.errors import FewbitError
 from fewbit.numbers import affine
-from fewbit.numbers.granularity import Granularity
 from fewbit.numbers.spec import QSpec
+
+__all__ = ["NAMES", "Options", "candidates", "new_statistic", "output_errors", "solve", "solve_tensor", "statistic_key"]
 
 NAMES = ("minmax", "percentile", "outlier", "entropy", "mse")  # the first of equals wins
 
@@ -35,16 +36,6 @@ class Options:
     """
 
     bins: int = DEFAULT_BINS
-
-
-def statistic_key(options: Options) -> Hashable:
-    """Calibrators of the same key share one statistic."""
-    return ("histogram", options.bins)
-
-
-def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Histogram:
-    """An empty statistic."""
-    return Histogram(granularity, options.bins, name)
 
 
 def candidates(statistic: Statistic, spec: QSpec) -> dict[str, Range]:

@@ -32,19 +32,20 @@ format, whose levels are evenly spaced, and more values than a group has.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram
+from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram, statistic_key
 from fewbit.calibrate.range import Range
 from fewbit.calibrate.statistic import checked
 from fewbit.errors import FewbitError
 from fewbit.kernels import dispatch
 from fewbit.numbers.granularity import Granularity, PerChannel, PerGroup
 from fewbit.numbers.spec import QSpec
+
+__all__ = ["Options", "new_statistic", "solve", "solve_tensor", "statistic_key"]
 
 BINS = 2048
 SMOOTHING = 1e-4
@@ -60,11 +61,6 @@ class Options:
     """
 
     bins: int = DEFAULT_BINS
-
-
-def statistic_key(options: Options) -> Hashable:
-    """Calibrators of the same key share one statistic."""
-    return ("histogram", options.bins)
 
 
 def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Histogram:

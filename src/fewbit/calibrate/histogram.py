@@ -14,7 +14,8 @@ overflow float32, keep ``w = 2^-127``.
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Hashable
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -128,3 +129,21 @@ class Histogram(Statistic):
 def _power_of_two(exponent: Tensor) -> Tensor:
     """``2^exponent`` in float64, exact: the exponent field of IEEE 754 alone."""
     return ((exponent + 1023) << 52).view(torch.float64)
+
+
+class Binned(Protocol):
+    """The options of a calibrator that looks at a histogram."""
+
+    @property
+    def bins(self) -> int:
+        """Of each block."""
+
+
+def statistic_key(options: Binned) -> Hashable:
+    """Calibrators of the same key share one statistic."""
+    return ("histogram", options.bins)
+
+
+def new_statistic(granularity: Granularity, options: Binned, name: str = "tensor") -> Histogram:
+    """An empty statistic."""
+    return Histogram(granularity, options.bins, name)

@@ -40,6 +40,17 @@ class Kept:
             yield batch
 
 
+def first_part(batches: Iterable[Any], most: int = KEPT_BYTES) -> list[Any]:
+    """The batches that :class:`Kept` would keep; no further ones are asked for."""
+    found, left = [], most
+    for batch in batches:
+        found.append(batch)
+        left -= nbytes(batch)
+        if left <= 0:
+            break
+    return found
+
+
 def nbytes(batch: Any) -> int:
     """The bytes of a batch's arrays and tensors."""
     if isinstance(batch, Tensor | np.ndarray):

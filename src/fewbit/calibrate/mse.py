@@ -18,19 +18,20 @@ while that helps.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram
+from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram, new_statistic, statistic_key
 from fewbit.calibrate.range import Range
 from fewbit.calibrate.statistic import checked, dense_parts, extremes, tiles
 from fewbit.kernels import dispatch
 from fewbit.numbers.affine import fake_quantize, scale_and_zero_point
-from fewbit.numbers.granularity import Granularity, PerChannel
+from fewbit.numbers.granularity import PerChannel
 from fewbit.numbers.spec import QSpec
+
+__all__ = ["Options", "new_statistic", "solve", "solve_tensor", "squared_errors", "statistic_key"]
 
 _LINEAR, _GEOMETRIC = 80, 0.875  # 1 … 1/4 in 80ths, from there to 1/50 by this factor: 80 candidates
 _COARSE_FRACTIONS = 10
@@ -52,16 +53,6 @@ class Options:
     """
 
     bins: int = DEFAULT_BINS
-
-
-def statistic_key(options: Options) -> Hashable:
-    """Calibrators of the same key share one statistic."""
-    return ("histogram", options.bins)
-
-
-def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Histogram:
-    """An empty statistic."""
-    return Histogram(granularity, options.bins, name)
 
 
 def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:

@@ -13,17 +13,17 @@ out of the quartiles, as are values that share their bin. Under a symmetric spec
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram
+from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram, new_statistic, statistic_key
 from fewbit.calibrate.range import Range
 from fewbit.errors import FewbitError
-from fewbit.numbers.granularity import Granularity
 from fewbit.numbers.spec import QSpec
+
+__all__ = ["Options", "new_statistic", "solve", "statistic_key"]
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,6 @@ class Options:
     def __post_init__(self) -> None:
         if not (self.reach >= 0 and 0 <= self.rare < 1):
             raise FewbitError(f"reach is at least 0 and rare in [0, 1), not {self.reach} and {self.rare}")
-
-
-def statistic_key(options: Options) -> Hashable:
-    """Calibrators of the same key share one statistic."""
-    return ("histogram", options.bins)
-
-
-def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Histogram:
-    """An empty statistic."""
-    return Histogram(granularity, options.bins, name)
 
 
 def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:

@@ -11,18 +11,19 @@ the result is **within one bin, max |x| / 4096, of the exact percentile**
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram
+from fewbit.calibrate.histogram import DEFAULT_BINS, Histogram, new_statistic, statistic_key
 from fewbit.calibrate.range import Range
 from fewbit.calibrate.statistic import checked, dense_parts, extremes
 from fewbit.errors import FewbitError
-from fewbit.numbers.granularity import Granularity
 from fewbit.numbers.spec import QSpec
+
+__all__ = ["Options", "new_statistic", "solve", "solve_tensor", "statistic_key"]
 
 _SORTED_AT_ONCE = 1 << 22
 OrderStatistic = Callable[[Tensor], Tensor]
@@ -46,16 +47,6 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 100:
             raise FewbitError(f"a percentile is above 0 and at most 100, not {self.percentile}")
-
-
-def statistic_key(options: Options) -> Hashable:
-    """Calibrators of the same key share one statistic."""
-    return ("histogram", options.bins)
-
-
-def new_statistic(granularity: Granularity, options: Options, name: str = "tensor") -> Histogram:
-    """An empty statistic."""
-    return Histogram(granularity, options.bins, name)
 
 
 def solve(statistic: Histogram, spec: QSpec, options: Options) -> Range:

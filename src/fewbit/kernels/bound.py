@@ -67,6 +67,7 @@ class BoundLinear:
             and ((dtype := x.dtype) is torch.float32 or dtype is torch.bfloat16)
             and x.is_cpu
             and x.is_contiguous()
+            and not (x.is_neg() or x._is_zerotensor())  # whose memory does not hold their values
             and x.dim() > 0
             and x.shape[-1] == self.columns
             and not (x.requires_grad and torch.is_grad_enabled())

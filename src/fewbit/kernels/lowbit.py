@@ -242,7 +242,9 @@ def _compiled(x: Tensor, matrix: PackedMatrix) -> bool:
 
 
 def _rows_and_output(x: Tensor, matrix: PackedMatrix) -> tuple[Tensor, Tensor]:
-    rows, (outputs, columns) = x.detach(), matrix.shape
+    rows, (outputs, columns) = x.detach().resolve_neg(), matrix.shape
+    if rows._is_zerotensor():  # has no memory
+        rows = torch.zeros(rows.shape, dtype=rows.dtype)
     if x.shape[-1] != columns:
         raise FewbitError(f"a linear layer of {columns} inputs got {x.shape[-1]}")
     if x.dim() != 2:

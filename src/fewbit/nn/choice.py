@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewbit.calibrate import best
 from fewbit.calibrate.collect import Progress, run_batches
-from fewbit.calibrate.kept import Kept
+from fewbit.calibrate.kept import first_part
 from fewbit.calibrate.patches import patch_rows
 from fewbit.calibrate.range import Range
 from fewbit.nn import kinds
@@ -66,11 +66,8 @@ def choose(
         for calibrator, error in best.output_errors(rows, weight, ranges[name], spec).items():
             errors[name][calibrator] += error
 
-    kept = Kept(batches)
-    for _ in kept:
-        pass
     with preserved_state(model), observed(model, list(measured), see):
-        run_batches(model, kept.batches, progress, "choose calibrators")
+        run_batches(model, first_part(batches), progress, "choose calibrators")
     chosen = {name: min(found, key=found.__getitem__) for name, found in errors.items()}
     counts = ", ".join(f"{name} {count}" for name, count in Counter(chosen.values()).most_common())
     note = f"calibrators by the measured error of each layer's output: {counts}"
