@@ -1,4 +1,5 @@
-"""The table of benchmarks/results/qat_cifar10.md from the runs of ``examples/qat_cifar10.py``.
+"""The table of benchmarks/results/qat_cifar10.md from the runs of ``examples/qat_cifar10.py``; that of another network
+is qat_cifar10_NETWORK.md.
 
     python examples/qat_cifar10.py --out runs/resnet20
     python benchmarks/qat_cifar10.py runs/resnet20
@@ -63,7 +64,8 @@ float network; agree: share of test pictures on which the trained and the conver
 Made by `examples/qat_cifar10.py`, gathered by `benchmarks/qat_cifar10.py`.
 
 {table}"""
-    _results.write("qat_cifar10", text, {**found, "note": options.note})
+    name = "qat_cifar10" if found["network"] == "resnet20" else f"qat_cifar10_{found['network']}"
+    _results.write(name, text, {**found, "note": options.note})
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ from fewbit.train import Distillation
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CALIBRATE = 512
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+# The closer to float a width is, the less it has to move: at the rate that 2 bits need, 4 bits lose what they had.
+RATES = {**dict.fromkeys(WIDTHS, 0.004), 3: 0.01, 2: 0.02, 1: 0.02}
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def score_trained_on(run: Run, model: nn.Module, settings: Settings) -> float:
     """What more steps of the same training bring to the float network: the control of the quantized runs."""
     options = run.options
     further, teacher = copy.deepcopy(model), copy.deepcopy(model)
-    schedule = PictureSchedule(options.control, options.rate)
+    schedule = PictureSchedule(options.control, options.rate[4])
     job = Job("float, trained on", schedule, options.out / "float-on.pt", settings)
     with Distillation(further, teacher) as distill:
         train_on_pictures(job, further, schedule, run.pictures, distill)
@@ -131,8 +133,9 @@ def calibration(pictures: Pictures) -> list[Tensor]:
 def job_of(run: Run, bits: int, settings: Settings) -> tuple[Job, PictureSchedule]:
     """The training at ``bits`` bits; ``settings`` are those of the float network."""
     options = run.options
-    schedule = PictureSchedule(options.steps.get(bits, 0), options.rate, weight_decay=1e-4 if bits > 2 else 5e-5)
-    own = {"--steps": schedule.steps, "--rate": options.rate, "--norms-move": options.norms_move}
+    decay = 1e-4 if bits > 2 else 5e-5
+    schedule = PictureSchedule(options.steps.get(bits, 0), options.rate[bits], weight_decay=decay)
+    own = {"--steps": schedule.steps, "--rate": schedule.rate, "--norms-move": options.norms_move}
     name = f"W{bits}A{bits}"
     return Job(name, schedule, options.out / f"{name}.pt", {**settings, **own}), schedule
 
@@ -230,6 +233,16 @@ def steps_by_width(text: str) -> dict[int, int]:
     return found
 
 
+def rates_by_width(text: str) -> dict[int, float]:
+    """``0.01`` for all widths, or ``4:0.004,2:0.02`` for those and the defaults for the others."""
+    pairs = [part.partition(":")[::2] for part in text.split(",") if part]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return dict.fromkeys(WIDTHS, rate(text))
+    if not all(bits.isdecimal() and int(bits) in WIDTHS for bits, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 0.01, or 4:0.004,2:0.02")
+    return {**RATES, **{int(bits): rate(value) for bits, value in pairs}}
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     train_default, test_default = str(SHARED / "cifar10-train.zip"), str(SHARED / "cifar10-test-dev.zip")
@@ -245,7 +258,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile the float training; needs a C++ compiler")
     parser.add_argument("--steps", type=steps_by_width, default={4: 780, 3: 1170, 2: 2340}, help="width:steps,…")
     parser.add_argument("--control", type=whole(0), default=0, help="also train the float network on for so many steps")
-    parser.add_argument("--rate", type=rate, default=0.02, help="highest learning rate of quantized training")
+    rate_help = "highest learning rate of quantized training, or width:rate,… (default: 4:0.004,3:0.01,2:0.02)"
+    parser.add_argument("--rate", type=rates_by_width, default=RATES, help=rate_help)
     # Without batch norm's own scaling all but a low learning rate diverges, so it moves until the rate has come down.
     parser.add_argument("--norms-move", type=share, default=0.9, help="share of the steps in which batch norm moves")
     parser.add_argument("--widths", type=int, choices=WIDTHS, nargs="+", default=[8, 4, 3, 2])
@@ -273,7 +287,7 @@ def main() -> None:
     float_score = run.journal.measured("float", run.measured_on(settings), lambda: score(model, test))
     print(f"float: {float_score:.2f}", file=sys.stderr)
     if options.control:
-        own = {**settings, "--control": options.control, "--rate": options.rate}
+        own = {**settings, "--control": options.control, "--rate": options.rate[4]}
         further = run.journal.measured(
             "float, trained on", run.measured_on(own), lambda: score_trained_on(run, model, own)
         )

@@ -29,6 +29,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from fewbit.errors import FewbitError
+from fewbit.numbers.formats import get_format
 from fewbit.numbers.spec import QSpec
 
 Option = str | int | float | bool
@@ -257,7 +258,16 @@ class Recipe:
                     Scheme(QSpec.parse("int8/channel/sym")),
                     "embeddings keep 8 bits unless a rule says else",
                 )
-        return LayerPlan(name, kind, scheme, reason)
+        return LayerPlan(name, kind, _with_integer_product(scheme), reason)
+
+
+def _with_integer_product(scheme: Scheme) -> Scheme:
+    """Ternary weights under integer activations as int2 without its lowest code: the values -1, 0 and 1 all the same,
+    but codes that multiply as they are, where those of a codebook are indices."""
+    weights = scheme.weights
+    if scheme.activations is None or weights.format.name != "ternary" or not weights.symmetric:
+        return scheme
+    return replace(scheme, weights=replace(weights, format=get_format("int2"), narrow=True))
 
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:

@@ -119,7 +119,7 @@ def test_widths_can_be_added_and_other_settings_are_refused_by_name(
     assert code == 0
     assert "| W3A3 | 0 |" in table
     for change, said in (
-        (("--rate", 0.5), "--rate was 0.02 and is 0.5"),
+        (("--rate", 0.5), "--rate was 0.004 and is 0.5"),
         (("--steps", "4:5"), "--steps was 4 and is 5"),
         (("--float-steps", 7), "--float-steps was 6 and is 7"),
         (("--network", "resnet20"), "--network was tiny and is resnet20"),
@@ -164,6 +164,8 @@ def test_a_start_of_zero_further_steps_is_that_network(given: list[object], run:
         (("--float-steps", 0), "--start"),
         (("--float-rate", "nan"), "positive"),
         (("--rate", -1), "positive"),
+        (("--rate", "9:0.1"), "is not like 0.01, or 4:0.004,2:0.02"),
+        (("--rate", "4:0.1,2"), "is not a positive number"),
         (("--small", 2), "0 to 1"),
         (("--norms-move", "nan"), "0 to 1"),
         (("--widths", 9), "9"),

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 import fewbit
 from fewbit.errors import FewbitError
 from fewbit.kernels.products import Geometry
-from fewbit.nn import LAYERS, QuantConv, QuantConvTranspose2d, QuantEmbedding, QuantLinear, quantized_layers
+from fewbit.nn import (
+    LAYERS,
+    AdaptedLinear,
+    QuantConv,
+    QuantConvTranspose2d,
+    QuantEmbedding,
+    QuantLinear,
+    quantized_layers,
+)
 from fewbit.recipe import Recipe, Rule
 from nn.samples import MODES, difference, inputs, ints, on_grid, swapped
 
@@ -275,6 +283,18 @@ def test_config_and_state_make_the_layer_again(name: str, mode: str) -> None:
         assert torch.equal(again(x), layer(x))
 
 
+@torch.no_grad()
+def test_an_adapter_beside_the_codes_adds_its_product_and_is_made_again() -> None:
+    module, x = nn.Linear(24, 10), torch.randn(5, 24)
+    base = swapped(module, "dynamic")
+    down, up = torch.randn(3, 24), torch.randn(10, 3)
+    layer = AdaptedLinear(base.weight, base.bias, down, up, 0.5)  # type: ignore[arg-type]
+    assert torch.allclose(layer(x) - base(x), 0.5 * x @ (up @ down).T, atol=1e-3)
+    again = LAYERS["AdaptedLinear"].from_config(json.loads(json.dumps(layer.config())))
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again(x), layer(x))
+
+
 @pytest.mark.parametrize("spec", TABLES)
 def test_an_empty_layer_has_the_buffers_of_a_full_one(spec: str) -> None:
     layer = swapped(nn.Embedding(11, 37), "weight-only", spec)
@@ -298,7 +318,8 @@ def test_the_state_says_what_it_holds() -> None:
 
 
 def test_every_layer_class_is_found_by_its_name() -> None:
-    assert {c.__name__: c for c in (QuantLinear, QuantConv, QuantConvTranspose2d, QuantEmbedding)} == LAYERS
+    classes = (QuantLinear, AdaptedLinear, QuantConv, QuantConvTranspose2d, QuantEmbedding)
+    assert {c.__name__: c for c in classes} == LAYERS
 
 
 def test_a_layer_prints_its_spec_and_shape() -> None:

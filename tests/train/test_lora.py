@@ -12,9 +12,8 @@ from torch import nn
 import fewbit
 from fewbit.errors import FewbitError
 from fewbit.nn import info
-from fewbit.nn.layers import QuantLinear
+from fewbit.nn.layers import AdaptedLinear, QuantLinear
 from fewbit.train import add_lora
-from fewbit.train.lora import LoraLinear
 
 X = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tanh(X @ torch.randn(16, 8, generator=torch.Generator().manual_seed(1)))
@@ -73,7 +72,7 @@ def test_beside_the_base_what_has_no_codes_stays_in_float_and_is_told() -> None:
     assert isinstance(untouched[0], QuantLinear)  # B is zero
     train(model, 20)
     kept = fewbit.convert(model)
-    assert isinstance(kept[0], LoraLinear)
+    assert isinstance(kept[0], AdaptedLinear)
     assert any("beside the base stay in float" in note for note in info(kept).notes)
     with torch.no_grad():
         assert torch.equal(kept(X), model.eval()(X))
@@ -116,10 +115,23 @@ def test_adapters_on_adapters_and_settings_without_sense_are_refused() -> None:
         add_lora(model, alpha=float("nan"))
 
 
+@pytest.mark.parametrize("recipe", ["W4A16-g32", "W8A8-dynamic"])
+def test_adapters_beside_the_base_are_saved_with_it(recipe: str, tmp_path: Path) -> None:
+    adapted = add_lora(base(recipe), rank=3, alpha=6.0, inside=False)
+    train(adapted, 20)
+    kept = fewbit.convert(adapted)
+    loaded = fewbit.load(fewbit.save(kept, tmp_path / "model"))
+    assert isinstance(loaded[0], AdaptedLinear)
+    with torch.no_grad():
+        assert torch.equal(loaded(X), adapted.eval()(X))
+        assert not torch.equal(loaded(X), base(recipe)(X))
+    with pytest.raises(FewbitError, match="has adapters already"):
+        add_lora(loaded)
+
+
 def test_what_is_in_training_is_not_saved(tmp_path: Path) -> None:
     adapted = add_lora(base(), inside=False)
-    train(adapted, 3)
-    for model in (adapted, fewbit.convert(adapted), fewbit.prepare_qat(nn.Sequential(nn.Linear(4, 4)), "W4A16")):
-        with pytest.raises(FewbitError, match="0 is in training and has no saved form yet"):
+    for model in (adapted, fewbit.prepare_qat(nn.Sequential(nn.Linear(4, 4)), "W4A16")):
+        with pytest.raises(FewbitError, match="0 is in training: convert the model first"):
             fewbit.save(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())

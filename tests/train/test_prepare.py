@@ -136,6 +136,39 @@ def test_ternary_weights_train() -> None:
     assert set(codes.spec.format.decode(codes.codes).unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
+@pytest.mark.parametrize("scheme", ["W2A8", "W2A8-dynamic"])
+@pytest.mark.parametrize("estimator", ["lsq", "lsq_plus", "pact", "ste"])
+def test_ternary_weights_train_under_integer_activations(scheme: str, estimator: str) -> None:
+    prepared = fewbit.prepare_qat(net(), Recipe(scheme, weights="ternary/channel/sym"), [X], estimator=estimator)
+    losses = fit(prepared, 20, rate=0.1)
+    assert sum(losses[-4:]) < sum(losses[:4])
+    converted = fewbit.convert(prepared)
+    codes = converted.hidden.weight_qtensor()
+    assert str(codes.spec) == "int2/channel/sym/narrow"
+    assert codes.codes.unique().tolist() == [-1, 0, 1]
+    with torch.no_grad():
+        assert torch.equal(prepared.eval()(X), converted(X))
+
+
+def test_the_momentum_of_ranges_is_the_callers() -> None:
+    def after_a_step(momentum: float | None) -> float:
+        prepared = fewbit.prepare_qat(net(), "W4A4", [X], estimator="ste", range_momentum=momentum)
+        prepared(8 * X)
+        return float(prepared.conv.input_quantizer.range.bounds()[1])
+
+    start, end = after_a_step(None), float((8 * X).max())
+    assert after_a_step(0.0) == pytest.approx(end)
+    assert start < after_a_step(0.5) < end
+
+
+@pytest.mark.parametrize("momentum", [1.0, -0.1, float("nan"), "0.9"])
+def test_a_momentum_without_sense_is_refused(momentum: object) -> None:
+    with pytest.raises(FewbitError, match="range_momentum is a number of at least 0 and below 1"):
+        fewbit.prepare_qat(net(), "W4A4", [X], estimator="ste", range_momentum=momentum)  # type: ignore[arg-type]
+    with pytest.raises(FewbitError, match="range_momentum is for static activations trained by `ste`; here lsq"):
+        fewbit.prepare_qat(net(), "W4A4", [X], range_momentum=0.9)
+
+
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     fewbit.prepare_qat(net(), "W4A4", [X, X], progress=lambda *step: told.append(step))
@@ -153,8 +186,8 @@ def test_mistakes_are_told() -> None:
         fewbit.prepare_qat("model", "W4A4")  # type: ignore[arg-type]
     with pytest.raises(FewbitError, match="quantized already"):
         fewbit.prepare_qat(fewbit.quantize(net(), "W8A16"), "W4A4")
-    with pytest.raises(FewbitError, match="ternary have no integer product"):
-        fewbit.prepare_qat(net(), Recipe("W2A8", weights="ternary/channel/sym"), [X])
+    with pytest.raises(FewbitError, match="binary have no integer product"):
+        fewbit.prepare_qat(net(), Recipe("W2A8", weights="binary/channel/sym"), [X])
 
 
 @pytest.mark.parametrize("recipe", [None, 5])

@@ -76,8 +76,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, source: str | None =
     check_target(Path(path), overwrite)
     if names := in_training(model):
         raise FewbitError(
-            f"{names[0]} is in training and has no saved form yet: convert the model first; of adapters beside their "
-            "base, which stay after that, keep the state_dict"
+            f"{names[0]} is in training: convert the model first; the state of training is its state_dict"
         )
     description = architecture.describe(model)
     architecture.warn_if_unknown(description)

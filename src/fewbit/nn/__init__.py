@@ -2,12 +2,21 @@
 
 from fewbit.nn.fold import FoldResult, fold_batch_norm
 from fewbit.nn.info import QuantizationInfo, attach_info, info
-from fewbit.nn.layers import LAYERS, QuantConv, QuantConvTranspose2d, QuantEmbedding, QuantLayer, QuantLinear
+from fewbit.nn.layers import (
+    LAYERS,
+    AdaptedLinear,
+    QuantConv,
+    QuantConvTranspose2d,
+    QuantEmbedding,
+    QuantLayer,
+    QuantLinear,
+)
 from fewbit.nn.swap import layer_config, quantized_layers, quantized_weight, restore_layer, swap_layer
 from fewbit.nn.weight import PackedWeight, QuantizedWeight
 
 __all__ = [
     "LAYERS",
+    "AdaptedLinear",
     "FoldResult",
     "PackedWeight",
     "QuantConv",

@@ -81,6 +81,33 @@ class QuantLinear(QuantLayer):
         return result
 
 
+class AdaptedLinear(QuantLinear):
+    """A quantized layer with a trained adapter beside it that no codes can hold: ``y = x Ŵᵀ + b + f·(x Aᵀ) Bᵀ``
+    (QLoRA, arXiv 2305.14314, equation 5)."""
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, down: Tensor, up: Tensor, factor: float) -> None:
+        """From the base's parts, A ``[rank, K]``, B ``[N, rank]`` and ``f = α/rank``."""
+        super().__init__(weight, bias)
+        self.factor = factor
+        self.register_buffer("down", down)
+        self.register_buffer("up", up)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Float in, float out, of the same dtype."""
+        return super().forward(input) + low_rank(input, self.down, self.up, self.factor)
+
+    def _own_config(self) -> dict[str, Any]:
+        return {"down": list(self.down.shape), "up": list(self.up.shape), "factor": self.factor}
+
+    @classmethod
+    def _own_arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
+        empty = {key: torch.zeros([int(size) for size in config[key]]) for key in ("down", "up")}
+        return {**empty, "factor": float(config["factor"])}
+
+
 class QuantConv(QuantLayer):
     """A convolution over 1, 2 or 3 axes, grouped and depthwise ones included."""
 
@@ -201,7 +228,7 @@ class QuantEmbedding(QuantLayer):
 
 
 LAYERS: dict[str, type[QuantLayer]] = {
-    layer.__name__: layer for layer in (QuantLinear, QuantConv, QuantConvTranspose2d, QuantEmbedding)
+    layer.__name__: layer for layer in (QuantLinear, AdaptedLinear, QuantConv, QuantConvTranspose2d, QuantEmbedding)
 }
 
 # Which layer stands for which kind of float layer.
@@ -209,6 +236,11 @@ BY_KIND: dict[str, type[QuantLayer]] = {
     "Linear": QuantLinear, "Conv1D": QuantLinear, "Embedding": QuantEmbedding, "ConvTranspose2d": QuantConvTranspose2d,
     "Conv1d": QuantConv, "Conv2d": QuantConv, "Conv3d": QuantConv,
 }  # fmt: skip
+
+
+def low_rank(x: Tensor, down: Tensor, up: Tensor, factor: float) -> Tensor:
+    """An adapter's branch ``f·(x Aᵀ) Bᵀ``, in the dtype of ``x``."""
+    return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype)) * factor
 
 
 def _spread(x: Tensor, stride: tuple[int, ...]) -> Tensor:

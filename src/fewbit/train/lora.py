@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fewbit.errors import FewbitError
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.info import attach_info, info
-from fewbit.nn.layers import QuantLinear
+from fewbit.nn.layers import AdaptedLinear, QuantLinear, low_rank
 from fewbit.nn.quantizers import DynamicQuantizer, StaticQuantizer
 from fewbit.nn.swap import replace_module
 from fewbit.nn.weight import PackedWeight, QuantizedWeight
@@ -58,7 +58,7 @@ def add_lora(
         raise FewbitError(f"an adapter has a rank of at least 1, a whole number, not {rank!r}")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise FewbitError(f"alpha is a finite number, not {alpha!r}")
-    if has_lora(model):
+    if has_lora(model) or any(isinstance(module, AdaptedLinear) for module in model.modules()):
         raise FewbitError("the model has adapters already; convert it, or add them to the quantized model")
     work = copy.deepcopy(model).requires_grad_(False)
     names = [n for n, m in work.named_modules() if isinstance(m, QuantLinear) and fnmatch.fnmatchcase(n, match)]
@@ -99,8 +99,7 @@ class LoraLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """As the base's."""
         if not self.inside:
-            branch = F.linear(F.linear(input, self.down.to(input.dtype)), self.up.to(input.dtype))
-            return self.base.forward(input) + branch * self.factor
+            return self.base.forward(input) + low_rank(input, self.down, self.up, self.factor)
         if self.training:
             return self._simulated(input)
         exact = self._deployed(input)
@@ -147,6 +146,11 @@ class LoraLinear(nn.Module):
         exact = self.base.weight_qtensor().dequantize() + self.delta()
         return bool((self.merged().dequantize() - exact).abs().max() <= _EXACT * exact.abs().max())
 
+    def beside(self) -> AdaptedLinear:
+        """The layer as it is deployed without merging; the base is shared."""
+        down, up = self.down.detach().clone(), self.up.detach().clone()
+        return AdaptedLinear(self.base.weight, self.base.bias, down, up, self.factor).eval()
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_deployed_as"}
 
@@ -160,10 +164,10 @@ def with_codes(base: QuantLinear, codes: QTensor) -> QuantLinear:
 
 
 def merge_lora(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Merge every adapter that merges exactly, in place.
+    """Merge every adapter that merges exactly, in place; the others stay beside their base.
 
     Returns:
-        The model, and the names of the layers whose adapter stays beside the base.
+        The model, and the names of those others.
     """
     kept = []
     for name, layer in list(model.named_modules()):
@@ -171,6 +175,7 @@ def merge_lora(model: nn.Module) -> tuple[nn.Module, list[str]]:
             if layer.merges_exactly():
                 model = replace_module(model, layer, with_codes(layer.base, layer.merged()))
             else:
+                model = replace_module(model, layer, layer.beside())
                 kept.append(name)
     return model, kept
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fewbit.errors import FewbitError
+
 MOMENTUM = 0.99  # the paper says "close to 1": what a hundred batches saw decides
 
 
@@ -51,3 +53,18 @@ class MovingRange(nn.Module):
         """The averaged ends, float32 ``()`` each."""
         weight = self.weight.float().clamp(min=torch.finfo(torch.float32).tiny)
         return self.low.float() / weight, self.high.float() / weight
+
+
+def set_momentum(model: nn.Module, momentum: float, estimator: str) -> None:
+    """Give every moving average of a prepared model this momentum.
+
+    Raises:
+        FewbitError: It is not at least 0 and below 1, or the model has no moving averages.
+    """
+    if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        raise FewbitError(f"range_momentum is a number of at least 0 and below 1, not {momentum!r}")
+    averages = [module for module in model.modules() if isinstance(module, MovingRange)]
+    if not averages:
+        raise FewbitError(f"range_momentum is for static activations trained by `ste`; here {estimator} learns them")
+    for average in averages:
+        average.momentum = float(momentum)

@@ -31,6 +31,7 @@ from fewbit.train.dynamic import DynamicFake
 from fewbit.train.fast_path import block_fused_layers
 from fewbit.train.layers import TrainedLayer, trained_class, trained_layers
 from fewbit.train.norm import FoldedNorm, seen_in_training
+from fewbit.train.observer import set_momentum
 from fewbit.train.quantizer import FakeQuantizer, Grid
 from fewbit.train.schedule import attach_schedule, check_schedule
 
@@ -43,6 +44,7 @@ def prepare_qat(
     estimator: str = "lsq",
     freeze_ranges_after: int | None = None,
     freeze_norms_after: int | None = None,
+    range_momentum: float | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
     """A copy of a model that trains for its quantized form, in any training loop.
@@ -62,14 +64,17 @@ def prepare_qat(
         freeze_ranges_after: Training steps after which ranges and learned steps stay as they are; None: never. A step
             is a forward in training mode, so each micro-batch of an accumulated gradient counts.
         freeze_norms_after: Training steps after which folded batch norms use their running statistics; None: never.
+        range_momentum: What ``ste`` keeps of a moving average at each step, at least 0 and below 1; None: 0.99. Lower
+            where a run is short, or ranges move fast.
         progress: Called with (stage, steps done, steps in all).
 
     Returns:
         The model in training mode.
 
     Raises:
-        FewbitError: As :func:`fewbit.quantize`; no such estimator; the model is in training already; a weight is
-            multiplied outside its layer (found where there is data).
+        FewbitError: As :func:`fewbit.quantize`; no such estimator; a momentum without sense, or that the estimator has
+            no use for; the model is in training already; a weight is multiplied outside its layer (found where there is
+            data).
     """
     _check_model(model)
     check_schedule(freeze_ranges_after, freeze_norms_after)
@@ -90,6 +95,8 @@ def prepare_qat(
     block_fused_layers(work)
     if begin.first is not None:
         check_bypassed(work, begin.first)
+    if range_momentum is not None:
+        set_momentum(work, range_momentum, estimator)
     attach_schedule(work, freeze_ranges_after, freeze_norms_after)
     about = QuantizationInfo(recipe.to_dict(), f"qat-{estimator}", begin.notes, begin.folded.pairs, begin.skipped)
     attach_info(work, about)
