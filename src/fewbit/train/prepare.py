@@ -80,18 +80,7 @@ def prepare_qat(
     check_schedule(freeze_ranges_after, freeze_norms_after)
     estimator_module, recipe = estimators.get(estimator), as_recipe(recipe)
     begin = _post_training(model, recipe, data, progress)
-    work = copy.deepcopy(model)
-    fold = dict(begin.folded.pairs)
-    quantizers: dict[tuple[object, ...], FakeQuantizer] = {}
-    for step, plan in enumerate(begin.chosen, 1):
-        layer, folded = work.get_submodule(plan.name), begin.folded.model.get_submodule(plan.name)
-        matrix = kinds.weight_matrix(folded)
-        if plan.name in fold:
-            matrix = seen_in_training(matrix, kinds.weight_matrix(layer))
-        parts = _Parts(plan, estimator_module, matrix, begin.inputs.get(plan.name))
-        _put_in_training(work, layer, parts, recipe, quantizers, fold.get(plan.name))
-        if progress is not None:
-            progress("prepare", step, len(begin.chosen))
+    work = _in_training(copy.deepcopy(model), begin, estimator_module, recipe, progress)
     block_fused_layers(work)
     if begin.first is not None:
         check_bypassed(work, begin.first)
@@ -176,6 +165,24 @@ class _Parts:
         name = f"the input of {self.plan.name}"
         made: FakeQuantizer = self.estimator.input_quantizer(scheme.activations, self.start, name)
         return made
+
+
+def _in_training(
+    work: nn.Module, begin: _Start, estimator: ModuleType, recipe: Recipe, progress: Progress | None
+) -> nn.Module:
+    """Put every chosen layer in training, in place."""
+    fold = dict(begin.folded.pairs)
+    quantizers: dict[tuple[object, ...], FakeQuantizer] = {}
+    for step, plan in enumerate(begin.chosen, 1):
+        layer, folded = work.get_submodule(plan.name), begin.folded.model.get_submodule(plan.name)
+        matrix = kinds.weight_matrix(folded)
+        if plan.name in fold:
+            matrix = seen_in_training(matrix, kinds.weight_matrix(layer))
+        parts = _Parts(plan, estimator, matrix, begin.inputs.get(plan.name))
+        _put_in_training(work, layer, parts, recipe, quantizers, fold.get(plan.name))
+        if progress is not None:
+            progress("prepare", step, len(begin.chosen))
+    return work
 
 
 def _put_in_training(
