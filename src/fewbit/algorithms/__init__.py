@@ -13,31 +13,14 @@ What an algorithm lowers is the change D of the layer's output where it needs da
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from types import ModuleType
-
 from fewbit.calibrate.gram import Statistics
 from fewbit.errors import FewbitError
+from fewbit.plugins import Plugins
 
 __all__ = ["get", "names", "required"]
 
-
-def names() -> list[str]:
-    """The algorithms there are: the modules of this package that define ``quantize_weight``."""
-    found = (info.name for info in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "quantize_weight"))
-
-
-def get(name: str) -> ModuleType:
-    """The algorithm of a name.
-
-    Raises:
-        FewbitError: There is no such algorithm; the message lists what there is.
-    """
-    if name not in names():
-        raise FewbitError(f"no algorithm is called {name!r}; there are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+_PLUGINS = Plugins(__name__, "quantize_weight", "algorithm")
+names, get = _PLUGINS.names, _PLUGINS.get
 
 
 def required(statistics: Statistics | None, algorithm: str, name: str) -> Statistics:

@@ -11,35 +11,19 @@ A calibrator is a module of this package, and its file name is its name. It defi
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from types import ModuleType
 from typing import Any, cast
 
 from torch import Tensor
 
 from fewbit.calibrate.range import Range
-from fewbit.errors import FewbitError
 from fewbit.numbers.spec import QSpec, as_spec
+from fewbit.plugins import Plugins
 
 __all__ = ["Range", "get", "names", "solve_tensor"]
 
-
-def names() -> list[str]:
-    """The calibrators there are: the modules of this package that define ``solve``."""
-    found = (info.name for info in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "solve"))
-
-
-def get(name: str) -> ModuleType:
-    """The calibrator of a name.
-
-    Raises:
-        FewbitError: There is no such calibrator; the message lists what there is.
-    """
-    if name not in names():
-        raise FewbitError(f"no calibrator is called {name!r}; there are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+_PLUGINS = Plugins(__name__, "solve", "calibrator")
+names, get = _PLUGINS.names, _PLUGINS.get
 
 
 def solve_tensor(

@@ -8,28 +8,10 @@ product does.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from types import ModuleType
-
 from fewbit.engines.deployed import Deployed, deploy
-from fewbit.errors import FewbitError
+from fewbit.plugins import Plugins
 
 __all__ = ["Deployed", "deploy", "get", "names"]
 
-
-def names() -> list[str]:
-    """The engines there are: the modules of this package that define ``Engine``."""
-    found = (info.name for info in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "Engine"))
-
-
-def get(name: str) -> ModuleType:
-    """The engine of a name.
-
-    Raises:
-        FewbitError: There is no such engine; the message lists what there is.
-    """
-    if name not in names():
-        raise FewbitError(f"no engine is called {name!r}; there are {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+_PLUGINS = Plugins(__name__, "Engine", "engine")
+names, get = _PLUGINS.names, _PLUGINS.get
