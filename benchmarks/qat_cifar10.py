@@ -18,7 +18,7 @@ from typing import Any
 
 import _results
 
-COLUMNS = ("", "steps", "post-training", "trained", "converted", "to float", "agree")
+COLUMNS = ("", "steps", "post-training", "trained", "converted", "to float", "agree", "values that differ")
 
 
 def gather(folders: list[Path]) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def cells(row: dict[str, Any], reference: float) -> tuple[str, ...]:
     best = row["converted"] if trained else row["post_training"]
     after = (f"{row['trained']:.2f}", f"{row['converted']:.2f}") if trained else ("", "")
     agreement = f"{row['agreement']:.4f}" if trained else ""
+    different = f"{row['different']} of {row['values']:.2e}" if row.get("values") else ""
     return (
         row["name"],
         str(row["steps"]),
@@ -43,6 +44,7 @@ def cells(row: dict[str, Any], reference: float) -> tuple[str, ...]:
         *after,
         f"{best - reference:+.2f}",
         agreement,
+        different,
     )
 
 
@@ -59,7 +61,8 @@ def main() -> None:
 
 Top-1 in percent on 5,000 test pictures; float: {found["float"]:.2f}{further}. First and last layer keep 8 bits.
 Post-training: the same recipe without training (`mse` ranges, bias correction). Trained: LSQ with distillation from the
-float network; agree: share of test pictures on which the trained and the converted model predict the same.
+float network; agree: share of test pictures on which the trained and the converted model predict the same; values that
+differ: of all that their layers gave on these pictures.
 {options.note}
 Made by `examples/qat_cifar10.py`, gathered by `benchmarks/qat_cifar10.py`.
 

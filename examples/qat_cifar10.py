@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _agreement import agreement
 from _command import command, existing, folder, make_folder, rate, share, whole
 from _journal import Journal, Settings, fingerprint
 from _picture_training import PictureSchedule, train_on_pictures
@@ -34,7 +35,6 @@ from torch import Tensor, nn
 import fewbit
 from fewbit.atomic import write_text
 from fewbit.errors import require
-from fewbit.evaluate import top1_agreement
 from fewbit.recipe import Recipe, Rule
 from fewbit.train import Distillation
 
@@ -47,7 +47,8 @@ RATES = {**dict.fromkeys(WIDTHS, 0.004), 3: 0.01, 2: 0.02, 1: 0.02}
 
 @dataclass(frozen=True)
 class Row:
-    """Top-1 in percent, and the share of predictions on which the trained and the converted model agree."""
+    """Top-1 in percent; and, of the trained and the converted model, the share of predictions on which they agree, and
+    how many of all values that their layers gave are not the same."""
 
     name: str
     steps: int
@@ -55,6 +56,8 @@ class Row:
     trained: float | None = None
     converted: float | None = None
     agreement: float | None = None
+    values: int | None = None
+    different: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,9 @@ def trained(run: Run, bits: int, model: nn.Module, job: Job, schedule: PictureSc
     with Distillation(prepared, model) as distill:
         train_on_pictures(job, prepared, schedule, run.pictures, distill)
     converted = fewbit.convert(prepared)
-    prepared.eval()
-    with torch.no_grad():
-        logits = [torch.cat([m(x) for x, _ in run.test.batches(250)]) for m in (prepared, converted)]
-    inside, deployed = (100 * float((found.argmax(1) == run.test.labels).float().mean()) for found in logits)
+    found = agreement(prepared.eval(), converted, run.test)
     fewbit.save(converted, run.options.out / job.name, overwrite=True)
-    agreement = top1_agreement(*logits)
-    return {"steps": schedule.steps, "trained": inside, "converted": deployed, "agreement": agreement}
+    return {"steps": schedule.steps, **asdict(found)}
 
 
 # --- what is told -------------------------------------------------------------------------------
@@ -205,16 +204,14 @@ def write_results(run: Run) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = ["| | steps | post-training | trained | converted | to float | agree |", "|---|--:|--:|--:|--:|--:|--:|"]
+    titles = ("", "steps", "post-training", "trained", "converted", "to float", "agree", "values that differ")
+    lines = [f"| {' | '.join(titles)} |", "|---" + "|--:" * (len(titles) - 1) + "|"]
     for row in (Row(**row) for row in found["rows"]):
         best = row.post_training if row.converted is None else row.converted
-        after = (
-            ["", "", ""]
-            if row.trained is None
-            else [f"{row.trained:.2f}", f"{row.converted:.2f}", f"{row.agreement:.4f}"]
-        )
+        trained = ["", ""] if row.trained is None else [f"{row.trained:.2f}", f"{row.converted:.2f}"]
+        agree = ["", ""] if row.values is None else [f"{row.agreement:.4f}", f"{row.different} of {row.values:.2e}"]
         to_float = f"{best - found['float']:+.2f}"
-        cells = [row.name, str(row.steps), f"{row.post_training:.2f}", *after[:2], to_float, after[2]]
+        cells = [row.name, str(row.steps), f"{row.post_training:.2f}", *trained, to_float, *agree]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

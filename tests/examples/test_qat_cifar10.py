@@ -68,6 +68,7 @@ def test_killed_at_any_point_it_goes_on_to_the_same_result(
     code, table, _ = run(example, *given, "--out", tmp_path / "whole")
     assert code == 0
     assert table.count("\n| W") == 3
+    assert table.count(" | 1.0000 | 0 of ") == 2
     # Steps: float 6, control 3, W4A4 4, W2A2 4. So: in and after float, in the control, after W4A4, in and after W2A2.
     out = tmp_path / "killed"
     for step in (2, 4, 2, 5, 2, 2):
