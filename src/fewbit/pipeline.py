@@ -7,7 +7,7 @@ networks of convolutions through :mod:`fewbit.integer`, which also finds the ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from fewbit import algorithms
 from fewbit.algorithms import rtn
+from fewbit.algorithms.bias_correction import mode
 from fewbit.calibrate.collect import Progress, peek
+from fewbit.calibrate.input_mean import InputMean
 from fewbit.errors import FewbitError
 from fewbit.integer import Replay, finish, float_layers, is_network
+from fewbit.integer.float_steps import analytic_means, prepare_network
 from fewbit.nn import QuantizationInfo, attach_info, kinds
 from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs
@@ -46,7 +49,7 @@ def quantize(
     *,
     calibrator: str | None = None,
     algorithm: str = "auto",
-    bias_correction: bool = True,
+    bias_correction: bool | str = True,
     output: str | Path | None = None,
     target: str | None = None,
     only_if_faster: bool = False,
@@ -67,9 +70,11 @@ def quantize(
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"``: to nearest from 8 bits on
             (with ``smoothquant`` where activations are dynamic integers, there is data and the family is known),
             below with ``gptq`` where there is data and the model has blocks, else with ``hqq``; steps that prepare
-            the model may stand before it, as in ``"rotation+gptq"`` or ``"smoothquant+gptq"``, see
-            :mod:`fewbit.nn.prepare`.
-        bias_correction: Correct each bias for the mean shift that quantizing its weight causes, where there is data.
+            the model may stand before it, as in ``"rotation+gptq"``, ``"smoothquant+gptq"`` or
+            ``"equalize+absorb+rtn"``, see :mod:`fewbit.nn.prepare`.
+        bias_correction: Correct each bias for the mean shift that quantizing its weight causes: ``"empirical"`` (True)
+            where there is data; ``"analytic"`` by the batch norms of a network that can be traced, and by data where
+            they do not tell; ``"none"`` (False).
         output: Of an ONNX file or a Hugging Face folder: what to write.
         target: Of an ONNX file: the runtime it is for, ``onnxruntime``, ``openvino`` or ``tensorrt``.
         only_if_faster: Of an ONNX file: measure there, and leave in float what integers do not speed up.
@@ -79,23 +84,20 @@ def quantize(
         FewbitError: The recipe does not fit the model, data is missing or does not reach a layer, values are not
             finite. The message names the layer and the remedy.
     """
+    correction = mode(bias_correction, batch_norms=isinstance(model, nn.Module))
     if is_onnx(model):
-        settings: dict[str, Any] = {
-            "calibrator": calibrator,
-            "algorithm": algorithm,
-            "bias_correction": bias_correction,
-        }
-        settings |= {"target": target, "only_if_faster": only_if_faster}
+        settings: dict[str, Any] = {"target": target, "only_if_faster": only_if_faster, "algorithm": algorithm}
+        settings |= {"calibrator": calibrator, "bias_correction": correction != "none"}
         return quantize_onnx(model, recipe, data, output, progress, **settings)
     if is_folder(model):
-        chosen = Settings(with_calibrator(as_recipe(recipe), calibrator), algorithm, bias_correction)
+        chosen = Settings(with_calibrator(as_recipe(recipe), calibrator), algorithm, correction != "none")
         return quantize_checkpoint(str(model), chosen, data, output, progress)
     if not isinstance(model, nn.Module):
         raise FewbitError(
             f"quantize takes an nn.Module, a Hugging Face folder or the path of an ONNX file, not "
             f"{type(model).__name__}; load the model first"
         )
-    return _quantize_module(model, recipe, data, calibrator, algorithm, bias_correction, progress)
+    return _quantize_module(model, recipe, data, calibrator, algorithm, correction, progress)
 
 
 def _quantize_module(
@@ -104,7 +106,7 @@ def _quantize_module(
     data: Iterable[Any] | None,
     calibrator: str | None,
     algorithm: str,
-    bias_correction: bool,
+    correction: str,
     progress: Progress | None,
 ) -> nn.Module:
     """The story for a PyTorch model."""
@@ -118,6 +120,9 @@ def _quantize_module(
     prepared = rotate_first(work, steps)
 
     folded = fold_checked(work, first)
+    told, moments = prepare_network(work, steps, first, folded.moments)
+    prepared += told
+    means = analytic_means(work, first, moments) if correction == "analytic" else {}
     plans = recipe.plan((name, kind) for name, _, kind in kinds.quantizable(work))
     plans, notes = join_tied(work, plans)
     check_plans(plans)
@@ -125,11 +130,11 @@ def _quantize_module(
     check_weights(work, chosen)
     prepared += scale(work, steps, chosen, batches, progress)
     notes += [*prepared, *folded.notes]
-    settings = Settings(recipe, rounding, bias_correction)
+    settings = Settings(recipe, rounding, correction != "none")
     floats = float_layers(work, chosen) if batches is not None and is_network(chosen) else {}
     in_order = settings.rounding if floats and settings.needs_data and not has_blocks(work) else None
     first_settings = settings if in_order is None else replace(settings, algorithm="rtn")
-    result, told = _quantize_layers(work, plans, batches, first_settings, progress)
+    result, told = _quantize_layers(work, plans, batches, first_settings, progress, means)
     notes += told
     if batches is not None and getattr(algorithms.get(rounding), "TUNES", False) and has_blocks(model):
         notes += tune_model(model, result, batches, progress)
@@ -167,14 +172,17 @@ def _quantize_layers(
     batches: Iterable[Any] | None,
     settings: Settings,
     progress: Progress | None,
+    means: Mapping[str, InputMean],
 ) -> tuple[nn.Module, list[str]]:
     """Swap the planned layers: block after block where weights are rounded with data and the model has blocks, else all
-    at once on one pass over the data."""
+    at once on one pass over the data. ``means`` go before those that the data gives."""
     if batches is not None and settings.needs_data and has_blocks(work):
         return work, quantize_blocks(work, plans, batches, settings, progress)
     chosen, recipe = [plan for plan in plans if plan.scheme is not None], settings.recipe
     statistics = new_statistics(chosen, recipe, settings.bias_correction and batches is not None)
     _collect(work, statistics, batches, recipe, progress)
+    for name in means.keys() & statistics.keys():
+        statistics[name].mean = means[name]
     ranges, notes = choose(work, chosen, statistics, batches, progress) if recipe.calibrator == "best" else ({}, [])
     inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe, ranges.get(plan.name)) for plan in chosen}
     weights = _round_weights(work, chosen, settings.rounding, recipe, progress)

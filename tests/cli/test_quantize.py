@@ -66,6 +66,11 @@ def test_options_reach_the_work(command: Command, folder: Path) -> None:
     percentile = command(*arguments, "--calibrator", "percentile")
     assert "corrected" in str(plain.document["notes"])
     assert "corrected" not in str(uncorrected.document["notes"])
+    assert command(*arguments, "--bias-correction", "exact").code != 0
+    analytic = command(*arguments, "--algorithm", "absorb+rtn", "--bias-correction", "analytic")
+    assert "biases were handed on between 0 pairs" in str(analytic.document["notes"])  # the layers share no channels
+    unequal = command(*arguments, "--algorithm", "equalize+rtn")
+    assert "equalize found no two layers" in unequal.document["error"]
     assert percentile.document["recipe"]["calibrator"] == "percentile"
 
 

@@ -17,6 +17,7 @@ from fewbit.cli import bench, language
 from fewbit.cli.options import (
     AsJson,
     BatchSize,
+    BiasCorrection,
     Calibrator,
     DataOptions,
     DataPath,
@@ -24,6 +25,7 @@ from fewbit.cli.options import (
     ImageSize,
     Mean,
     Memory,
+    NoBiasCorrection,
     Restart,
     Samples,
     Source,
@@ -97,10 +99,8 @@ def quantize(
     format_: Annotated[str, typer.Option("--format", help="The file format of OUT.")] = "native",
     samples: Samples = None,
     batch_size: BatchSize = 16,
-    bias_correction: Annotated[
-        bool,
-        typer.Option("--bias-correction/--no-bias-correction", help="Correct biases for the weights' rounding."),
-    ] = True,
+    bias_correction: BiasCorrection = "empirical",
+    no_bias_correction: NoBiasCorrection = False,
     target: Annotated[
         str,
         typer.Option(
@@ -129,16 +129,18 @@ def quantize(
 ) -> None:
     """Quantize a model and save it. A Hugging Face folder is streamed; an interrupted run goes on where it was."""
     with running(as_json) as session:
+        from fewbit.algorithms.bias_correction import mode
         from fewbit.cli.onnx import OnnxJob, is_onnx, run_quantize_onnx
         from fewbit.cli.quantize import Job, run_quantize
 
+        correction = "none" if no_bias_correction else mode(bias_correction)
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
         if is_onnx(source):
-            names = (algorithm, calibrator, bias_correction, equalize, target, only_if_faster, overwrite)
+            names = (algorithm, calibrator, correction, equalize, target, only_if_faster, overwrite)
             run_quantize_onnx(session, OnnxJob(source, output, recipe, *names), options)
             return
         streaming = Streaming(memory, dtype, restart)
-        job = Job(source, output, recipe, algorithm, calibrator, format_, bias_correction, overwrite, streaming)
+        job = Job(source, output, recipe, algorithm, calibrator, format_, correction, overwrite, streaming)
         run_quantize(session, job, options)
 
 

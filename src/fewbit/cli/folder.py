@@ -38,7 +38,7 @@ def streams(job: Job, options: DataOptions) -> bool:
     model, has_data = skeleton(folder), options.path is not None
     recipe, scales = with_calibrator(as_recipe(job.recipe), job.calibrator), scalable(model, streamed=True)
     named = resolve(job.algorithm, recipe, bool(layout(model).blocks), has_data, scales and "RANK" not in os.environ)
-    if split_name(named)[0]:
+    if split_name(named)[0] or job.bias_correction == "analytic":
         return False  # these steps change the float model as a whole
     if has_data and tunes(job.algorithm, model) and "RANK" not in os.environ:
         return False  # the quantized model is tuned as a whole
@@ -69,7 +69,7 @@ def run_folder(session: Session, job: Job, options: DataOptions) -> None:
     folder = FolderJob(
         Path(job.source),
         job.output,
-        Settings(recipe, algorithm, job.bias_correction),
+        Settings(recipe, algorithm, job.bias_correction != "none"),
         windows,
         job.streaming.dtype,
         parse_bytes(job.streaming.memory),

@@ -25,7 +25,7 @@ class OnnxJob:
     recipe: str
     algorithm: str
     calibrator: str | None
-    bias_correction: bool
+    bias_correction: str
     equalize: bool
     target: str
     only_if_faster: bool
@@ -46,9 +46,11 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
     check_output(job.output, folder=False, overwrite=job.overwrite)
     options.check()
     from fewbit import algorithms, calibrate
+    from fewbit.algorithms import bias_correction
     from fewbit.onnxgraph import targets
     from fewbit.onnxpipeline.quantize import Settings, quantize_file
 
+    bias_correction.mode(job.bias_correction, batch_norms=False)
     if job.algorithm != "auto":
         algorithms.get(job.algorithm)
     targets.get(job.target)
@@ -59,7 +61,7 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
         target=job.target,
         calibrator=job.calibrator,
         algorithm=job.algorithm,
-        bias_correction=job.bias_correction,
+        bias_correction=job.bias_correction != "none",
         equalize=job.equalize,
         only_if_faster=job.only_if_faster,
         overwrite=job.overwrite,

@@ -55,6 +55,15 @@ Samples: TypeAlias = Annotated[
     ),
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")]
+BiasCorrection: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--bias-correction",
+        metavar="empirical|analytic|none",
+        help="Correct biases for the weights' rounding: by the data, or by batch norms.",
+    ),
+]
+NoBiasCorrection: TypeAlias = Annotated[bool, typer.Option("--no-bias-correction", help="The same as none.")]
 ImageSize: TypeAlias = Annotated[
     int | None,
     typer.Option(

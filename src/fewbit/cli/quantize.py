@@ -28,7 +28,7 @@ class Job:
     algorithm: str
     calibrator: str | None
     format: str
-    bias_correction: bool
+    bias_correction: str
     overwrite: bool
     streaming: Streaming = field(default_factory=Streaming)
 

@@ -42,6 +42,7 @@ class Capture:
         wanted: The quantizers that layers asked for, by the value they read and the layer's name.
         constants: Tensors that nodes read.
         output_tree: How the outputs lie in what the model returns.
+        paths: The names that parameters, buffers and constants have in the model, by those they have here.
     """
 
     inputs: list[str] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Capture:
     wanted: dict[str, dict[str, Affine]] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     output_tree: Any = None
+    paths: dict[str, str] = field(default_factory=dict)
 
 
 def capture(model: nn.Module, example: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Capture:
@@ -102,7 +104,6 @@ class _Reader:
         self.found = Capture(output_tree=program.call_spec.out_spec)
         self.same: dict[str, str] = {}  # a value that is another one
         self.codes: dict[str, tuple[str, Affine]] = {}  # quantized values: what of, and how
-        self.fqn: dict[str, str] = {}  # parameters, buffers and constants: their names in the model
 
     def read(self) -> Capture:
         """All nodes."""
@@ -114,7 +115,7 @@ class _Reader:
             **signature.inputs_to_lifted_tensor_constants,
         }
         for name, path in owned.items():
-            self.fqn[name] = path
+            self.found.paths[name] = path
             self.found.constants[name] = held[path].detach()
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and node.name in signature.user_inputs:
@@ -193,7 +194,7 @@ class _Reader:
             matrix.scale[:, 0].contiguous(),
             torch.zeros(rows) if bias is None else bias.to(torch.float32),
         )
-        layer = self.fqn[args[1].name].removesuffix(".input_quantizer.scale").removesuffix(".weight")
+        layer = self.found.paths[args[1].name].removesuffix(".input_quantizer.scale").removesuffix(".weight")
         op = "linear" if geometry is None else "conv"
         self.found.nodes.append(Node(op, node.name, (source,), layer=layer, weight=weight, geometry=geometry))
         self.found.wanted.setdefault(source, {})[layer] = affine

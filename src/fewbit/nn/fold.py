@@ -28,11 +28,19 @@ _TOLERANCE = 1e-3  # of the largest output; float32 rounding through a hundred l
 
 @dataclass
 class FoldResult:
-    """The folded model, the (layer, norm) pairs that became one, and sentences on what was not folded."""
+    """The folded model, the (layer, norm) pairs that became one, and sentences on what was not folded.
+
+    Attributes:
+        model: As it is now.
+        pairs: Layer and norm.
+        notes: For the user.
+        moments: Mean and standard deviation of each channel behind the norms that were folded, β and |γ|, by layer.
+    """
 
     model: nn.Module
     pairs: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> FoldResult:
@@ -63,8 +71,10 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = N
         layer = model.get_submodule(layer_name)
         if isinstance(layer, nn.Linear) and layer_name not in flat:
             continue  # the norm's channels may be another axis than the layer's outputs
+        norm = model.get_submodule(norm_name)
         if _fold_pair(model, layer_name, norm_name):
             result.pairs.append((layer_name, norm_name))
+            result.moments[layer_name] = _moments(norm)
     left = [name for name in norms if name not in {norm for _, norm in result.pairs}]
     if left:
         result.notes.append(f"batch norm left in float (not behind a layer that feeds it alone): {', '.join(left)}")
@@ -74,6 +84,13 @@ def fold_batch_norm(model: nn.Module, run: Callable[[nn.Module], Any] | None = N
         change = float((after - before).abs().max())
         raise FewbitError(f"folding batch norm changed the outputs by {change:.1e}, more than float error")
     return result
+
+
+def _moments(norm: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel behind a norm, on the data that it was trained on."""
+    ones = torch.ones(norm.num_features)
+    mean = 0 * ones if norm.bias is None else norm.bias.detach().float().clone()
+    return mean, ones if norm.weight is None else norm.weight.detach().float().abs()
 
 
 def _output(model: nn.Module, run: Callable[[nn.Module], Any] | None) -> Tensor | None:

@@ -1,7 +1,8 @@
 """What is done to the float model before its weights are rounded: steps that leave its outputs as they are.
 
 An algorithm's name may have several parts, ``rotation+smoothquant+gptq``: each prepares the model in turn, and the last
-one rounds the weights. ``awq`` and ``smoothquant`` do both when they come last, ``rotation`` rounds to nearest.
+one rounds the weights. ``awq`` and ``smoothquant`` do both when they come last; ``rotation``, ``equalize`` and
+``absorb`` round to nearest. The last two are for networks that can be traced (:mod:`fewbit.integer.float_steps`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from fewbit.nn.scaling import scale_model
 from fewbit.recipe import LayerPlan
 
 _SCALES = {"awq": awq, "smoothquant": smoothquant}
-_STEPS = ("rotation", *_SCALES)
+_ROUND_TO_NEAREST = ("rotation", "equalize", "absorb")
+_STEPS = (*_ROUND_TO_NEAREST, *_SCALES)
 
 
 def split_name(algorithm: str) -> tuple[list[str], str]:
@@ -36,7 +38,7 @@ def split_name(algorithm: str) -> tuple[list[str], str]:
     steps = [*before, last] if last in _STEPS else before
     if len(set(steps)) < len(steps) or "rotation" in steps[1:]:
         raise FewbitError(f"{algorithm!r}: each step stands once, rotation first")
-    rounding = "rtn" if last == "rotation" else last
+    rounding = "rtn" if last in _ROUND_TO_NEAREST else last
     algorithms.get(rounding)
     return steps, rounding
 
