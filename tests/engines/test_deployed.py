@@ -12,6 +12,8 @@ import fewbit
 from fewbit import engines
 from fewbit.errors import FewbitError
 from fewbit.integer.agreement import agreement
+from fewbit.nn import quantized_layers
+from fewbit.recipe import Recipe
 
 # LiteRT takes one batch size and not every operation: tests/integer/test_tflite.py
 INSTALLED = [name for name in engines.names() if engines.get(name).installed() and name != "litert"]
@@ -36,6 +38,55 @@ def test_every_engine_computes_the_same_integers(kind: type[nn.Module], name: st
     assert result.shape == wanted.shape
     assert float((result - wanted).abs().mean()) < 0.1 * float(wanted.std())
     assert name in repr(deployed)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("recipe", ["W4A4", "W2A2", Recipe("W8A8", activations="int8/tensor/sym/narrow")])
+def test_codes_of_fewer_values_than_a_byte_has_saturate_where_they_end(name: str, recipe: Recipe | str) -> None:
+    model = fewbit.quantize(seeded(Residual()), recipe, [pictures()])
+    louder = 3 * pictures()  # beyond the ranges of every layer
+    deployed = fewbit.deploy(model, pictures(), name)
+    codes = deployed.codes(louder)
+    rows = agreement(deployed.network, codes)
+    assert max(row.largest for row in rows) <= 1
+    assert sum(row.different for row in rows) <= 0.002 * sum(row.values for row in rows)
+    for key, affine in deployed.network.affine.items():
+        assert affine.qmin <= int(codes[key].min())
+        assert int(codes[key].max()) <= affine.qmax
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("recipe", ["W8A8", "W4A4"])
+def test_trained_networks_keep_their_codes_in_every_engine(name: str, recipe: str) -> None:
+    prepared = fewbit.prepare_qat(seeded(Residual()), recipe, [pictures()])
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.02)
+    for _ in range(8):
+        loss = F.cross_entropy(prepared(pictures()), torch.arange(6) % 5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    converted = fewbit.convert(prepared)
+    deployed = fewbit.deploy(converted, pictures(), name)
+    rows = agreement(deployed.network, deployed.codes(pictures()))
+    assert max(row.largest for row in rows) <= 1
+    assert sum(row.different for row in rows) <= 0.002 * sum(row.values for row in rows)
+    for layer, quantizer in ((n, m.input_quantizer) for n, m in quantized_layers(converted).items()):
+        node = next(node for node in deployed.network.nodes if node.layer == layer)
+        affine = deployed.network.affine[node.inputs[0]]
+        assert affine.scale == float(quantizer.scale)  # what was trained is what is deployed
+        assert affine.zero_point == int(0 if quantizer.zero_point is None else quantizer.zero_point)
+
+
+def test_another_shape_than_an_engine_was_made_for_is_told() -> None:
+    pytest.importorskip("onnxruntime")
+    deployed = fewbit.deploy(quantized(Residual), pictures(1), "onnxruntime")
+    assert deployed(pictures(1)).shape == (1, 5)
+    with pytest.raises(
+        FewbitError, match=r"onnxruntime refused inputs of shape \(4, 3, 8, 8\).*made for \(1, 3, 8, 8\)"
+    ):
+        deployed(pictures(4))
+    with pytest.raises(FewbitError, match="two samples or more, which leaves the batch size open"):
+        deployed.codes(pictures(4))
 
 
 @pytest.mark.parametrize("kind", KINDS)

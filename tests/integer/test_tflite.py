@@ -79,3 +79,8 @@ def test_what_cannot_be_written_is_named() -> None:
 def test_another_shape_than_the_examples_is_refused() -> None:
     with pytest.raises(FewbitError, match="inputs of the shapes"):
         litert.Engine(network(Residual), [pictures()])(pictures(2))
+
+
+def test_codes_that_end_before_a_byte_does_are_refused() -> None:
+    with pytest.raises(FewbitError, match=r"has codes from .* clips at those of 8 bits alone: quantize activations"):
+        write(network(Residual, "W4A4"), [pictures()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,36 @@ class Deployed:
         self._runner: Any = engines.get(engine).Engine(network, self._example, threads)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model would return for these arguments, in the same structure."""
+        """What the model would return for these arguments, in the same structure.
+
+        Raises:
+            FewbitError: The engine cannot take other shapes than the example's.
+        """
         given = _leaves(self.network, args, kwargs)
         as_given = dict(zip(self.network.inputs, given))  # an input that is returned was not rounded
-        outputs = [as_given.get(name, y) for name, y in zip(self.network.outputs, self._runner(*given))]
+        outputs = [as_given.get(name, y) for name, y in zip(self.network.outputs, self._run(self._runner, given))]
         return torch.utils._pytree.tree_unflatten(outputs, self.network.output_tree)
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The codes of every integer tensor, by its name in the network."""
-        found: dict[str, Tensor] = self._runner.codes(*_leaves(self.network, args, kwargs))
+        """The codes of every integer tensor, by its name in the network.
+
+        Raises:
+            FewbitError: As for a call.
+        """
+        found: dict[str, Tensor] = self._run(self._runner.codes, _leaves(self.network, args, kwargs))
         return found
+
+    def _run(self, function: Callable[..., Any], given: list[Tensor]) -> Any:
+        try:
+            return function(*given)
+        except Exception as error:
+            shapes, made_for = ([tuple(x.shape) for x in each] for each in (given, self._example))
+            if shapes == made_for:
+                raise
+            raise FewbitError(
+                f"{self.engine} refused inputs of shape {_told(shapes)}; the network was made for {_told(made_for)}. "
+                "Give deploy an example of that shape, or one of two samples or more, which leaves the batch size open"
+            ) from error
 
     def save(self, path: str | Path) -> Path:
         """Write the network as ONNX with Q/DQ pairs, which any engine reads, or as ``.tflite`` by the path's ending.
@@ -94,6 +114,10 @@ def deploy(model: nn.Module, example: Any, engine: str | None = None, *, threads
     if not batches:
         raise FewbitError("deploy needs an example batch")
     return Deployed(model, integer_network(model, batches), chosen, batches[0], threads)
+
+
+def _told(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
 
 
 def _inputs(model: nn.Module, network: Network, batch: Any) -> list[Tensor]:

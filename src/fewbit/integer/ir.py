@@ -41,6 +41,12 @@ class Affine:
         return torch.int8 if self.qmin < 0 else torch.uint8
 
     @property
+    def fills_its_dtype(self) -> bool:
+        """Whether a cast that saturates is all the clipping that there is: not with fewer bits, nor without −128."""
+        info = torch.iinfo(self.dtype)
+        return (self.qmin, self.qmax) == (info.min, info.max)
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest value."""
         return self.scale * (self.qmin - self.zero_point), self.scale * (self.qmax - self.zero_point)

@@ -157,11 +157,12 @@ def export(network: Network, example: Sequence[Tensor], path: str | Path | None 
 
 
 def _named_codes(model: Any, order: list[str]) -> dict[str, str]:
-    """Find the QuantizeLinear of each value, in the order in which they were written."""
+    """Find the codes of each value, behind the QuantizeLinear nodes in the order in which they were written."""
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     if len(quantizers) != len(order):
         raise FewbitError(f"the exported model has {len(quantizers)} quantizers, not {len(order)}")
-    return {name: node.output[0] for name, node in zip(order, quantizers)}
+    clipped = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
+    return {name: clipped.get(node.output[0], node.output[0]) for name, node in zip(order, quantizers)}
 
 
 def with_outputs(model: Any, names: Sequence[str]) -> Any:
@@ -179,8 +180,8 @@ def with_outputs(model: Any, names: Sequence[str]) -> Any:
     for name in names:
         if name not in there:
             kinds = {i.name: i.data_type for i in copied.graph.initializer}
-            zero = makers[name].input[2]
-            copied.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[zero], None))
+            like = makers[name].input[2]  # the zero point of QuantizeLinear, the upper end of Clip
+            copied.graph.output.append(onnx.helper.make_tensor_value_info(name, kinds[like], None))
     return copied
 
 

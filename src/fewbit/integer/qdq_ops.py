@@ -86,9 +86,16 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     op = require("onnxscript", "onnx").values.Opset("", OPSET)
 
     def onnx_qdq(x: Any, scale: float, zero_point: int, qmin: int, qmax: int) -> Any:
-        zero = torch.tensor(zero_point, dtype=torch.int8 if qmin < 0 else torch.uint8)
-        s, z = op.Constant(value=_tensor(torch.tensor(scale))), op.Constant(value=_tensor(zero))
-        return op.DequantizeLinear(op.QuantizeLinear(x, s, z), s, z)
+        affine = Affine(scale, zero_point, qmin, qmax)
+
+        def code(value: int) -> Any:
+            return op.Constant(value=_tensor(torch.tensor(value, dtype=affine.dtype)))
+
+        s, z = op.Constant(value=_tensor(torch.tensor(scale))), code(zero_point)
+        codes = op.QuantizeLinear(x, s, z)
+        if not affine.fills_its_dtype:  # Q/DQ saturates at the ends of a byte
+            codes = op.Clip(codes, code(qmin), code(qmax))
+        return op.DequantizeLinear(codes, s, z)
 
     def onnx_conv(
         x: Any, codes: Any, scale: Any, bias: Any, step: Any,

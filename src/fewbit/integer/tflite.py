@@ -91,6 +91,11 @@ class _Writer:
     def tensor(self, name: str, shape: tuple[int, ...]) -> int:
         """A value of the network, pictures in NHWC order; int8 where it has a quantizer."""
         affine = self.network.affine.get(name)
+        if affine is not None and not affine.fills_its_dtype:
+            raise FewbitError(
+                f"{name} has codes from {affine.qmin} to {affine.qmax}, and TensorFlow Lite clips at those of 8 bits "
+                "alone: quantize activations to 8 bits, or take another engine"
+            )
         kind = self.schema.TensorType.FLOAT32 if affine is None else self.schema.TensorType.INT8
         quantized = None if affine is None else self._quantization(*int8(affine))
         self.index[name] = self._tensor(name, _nhwc(shape), kind, quantized)
