@@ -41,6 +41,16 @@ struct DescentProblem {
   float* gradient;  // [rows][cols], change times gram
 };
 
+/// Rows x in bfloat16 whose sums of x x^T are wanted (csrc/gram.h).
+struct GramProblem {
+  const uint16_t* rows;  // [count][cols]
+  int64_t count, cols;
+  uint16_t *along, *across;   // scratch, packed rows: cols and count up to multiples of 32
+  double *sums, *magnitudes;  // [cols], added to
+  void* products;             // [cols][cols] of double or float, added to on and above the diagonal
+  bool is_double;
+};
+
 /// What csrc/peak.h measures.
 enum class Peak { float32, int8, tiles };
 
@@ -81,6 +91,10 @@ struct Kernels {
   /// Rows `first` to `first + count - 1`; scratch holds 3 * 16 * cols values.
   void (*nearest_plane)(const PlaneProblem& problem, int64_t first, int64_t count, float* scratch);
   void (*descend)(const DescentProblem& problem, int64_t first, int64_t count);
+  /// Columns 16 * block to 16 * block + 15; null where the set has no tiles, as gram_square is then.
+  void (*gram_pack)(const GramProblem& problem, int64_t block);
+  /// A square of 256 by 256 sums; acc holds as many, at an address that 64 divides.
+  void (*gram_square)(const GramProblem& problem, int64_t down, int64_t right, float* acc);
   const LowbitKernels* lowbit;
 };
 

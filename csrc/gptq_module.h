@@ -1,4 +1,5 @@
-// The Python side of csrc/gptq.h: checks what comes in, as csrc/module.cpp does for the other kernels.
+// The Python side of csrc/gptq.h and csrc/gram.h: checks what comes in, as csrc/module.cpp does for the other
+// kernels.
 //
 // Layout: one function a kernel; its contract for Python is in src/fewbit/_native.pyi.
 // Cost: that of the checks; `factor` and `zero` are read once.
@@ -102,6 +103,24 @@ inline void descend(const Kernels& with, const Input& gram, const Input& scale, 
   passes::descend(with, p, shape.rows);
 }
 
+inline bool gram(const Kernels& with, const Input& rows, const Output& products, const Output& sums,
+                 const Output& magnitudes) {
+  const Shape shape = matrix_shape(rows, "rows");
+  if (float_type(rows, "rows") != Float::bf16)
+    refuse("`rows` must have dtype bfloat16, not " + dtype_name(rows.dtype()));
+  GramProblem g{};
+  g.rows = static_cast<const uint16_t*>(rows.data());
+  g.count = shape.rows, g.cols = shape.cols;
+  g.is_double = products.dtype() == nb::dtype<double>();
+  g.products = g.is_double
+                   ? static_cast<void*>(memory<double>(products, "products", {shape.cols, shape.cols}))
+                   : static_cast<void*>(memory<float>(products, "products", {shape.cols, shape.cols}));
+  g.sums = memory<double>(sums, "sums", {shape.cols});
+  g.magnitudes = memory<double>(magnitudes, "magnitudes", {shape.cols});
+  const nb::gil_scoped_release free;
+  return passes::gram(with, g);
+}
+
 /// Adds the functions to the module; `active` is the table in use at each call.
 inline void gptq_module(nb::module_& m, const Kernels* const& active) {
   using namespace nanobind::literals;
@@ -129,6 +148,12 @@ inline void gptq_module(nb::module_& m, const Kernels* const& active) {
         descend(*active, gram, scale, zero, group, qmin, qmax, sweeps, codes, gradient);
       },
       "gram"_a, "scale"_a, "zero"_a, "group"_a, "qmin"_a, "qmax"_a, "sweeps"_a, "codes"_a, "gradient"_a);
+  m.def(
+      "gram",
+      [&active](const Input& rows, const Output& products, const Output& sums, const Output& magnitudes) {
+        return gram(*active, rows, products, sums, magnitudes);
+      },
+      "rows"_a, "products"_a, "sums"_a, "magnitudes"_a);
 }
 
 }  // namespace fewbit

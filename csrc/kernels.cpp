@@ -8,6 +8,7 @@
 // copy, and an old processor would then meet an instruction it does not know.
 #include "dispatch.h"
 #include "gptq.h"
+#include "gram.h"
 #include "histogram.h"
 #include "kl_search.h"
 #include "minmax.h"
@@ -47,6 +48,8 @@ const Kernels kernels = {
     weigh,
     nearest_plane,
     descend,
+    gram_pack,
+    gram_square,
     &lowbit_kernels,
 };
 

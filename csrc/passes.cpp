@@ -3,12 +3,19 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "split.h"
 
 namespace fewbit::passes {
 namespace {
+
+/// The first address from `memory` on that 64 divides.
+template <class T>
+T* aligned(T* memory) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory) + 63) / 64 * 64);
+}
 
 constexpr int64_t kStream = 1 << 16;  // values of a piece of a pass that waits for memory
 constexpr int64_t kSearch = 1 << 10;  // values of a piece of a search, which looks at each value many times
@@ -212,6 +219,30 @@ void nearest_plane(const Kernels& with, const PlaneProblem& problem) {
 
 void descend(const Kernels& with, const DescentProblem& problem, int64_t rows) {
   parallel_for(rows, [&](int64_t row, int) { with.descend(problem, row, 1); });
+}
+
+bool gram(const Kernels& with, GramProblem problem) {
+  if (with.gram_square == nullptr) return false;
+  constexpr int64_t kSide = 256, kSquare = kSide * kSide, kLine = 32;
+  if (problem.count == 0 || problem.cols == 0) return true;
+  const int64_t blocks = (problem.cols + 31) / 32 * 2, depth = (problem.count + 31) / 32 * 32,
+                most = threads(), squares = (problem.cols + kSide - 1) / kSide;
+  // Not set to 0, as a vector would be: packing writes all of it.
+  const std::unique_ptr<uint16_t[]> packed(
+      new uint16_t[static_cast<size_t>(2 * blocks * 16 * depth + kLine)]);
+  const std::unique_ptr<float[]> sums(new float[static_cast<size_t>(most * kSquare + kLine)]);
+  problem.along = aligned(packed.get());
+  problem.across = problem.along + blocks * 16 * depth;
+  float* acc = aligned(sums.get());
+  parallel_for(blocks, [&](int64_t block, int) { with.gram_pack(problem, block); });
+  parallel_for(
+      squares * squares,
+      [&](int64_t piece, int slot) {
+        const int64_t down = piece / squares, right = piece % squares;
+        if (right >= down) with.gram_square(problem, down, right, acc + slot * kSquare);
+      },
+      static_cast<int>(most));
+  return true;
 }
 
 }  // namespace fewbit::passes

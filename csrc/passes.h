@@ -41,5 +41,7 @@ void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, b
 void weigh(const Kernels& with, const PlaneProblem& problem, int32_t power);
 void nearest_plane(const Kernels& with, const PlaneProblem& problem);
 void descend(const Kernels& with, const DescentProblem& problem, int64_t rows);
+/// False where the set has no tiles; nothing is added then. The scratch is made here.
+bool gram(const Kernels& with, GramProblem problem);
 
 }  // namespace fewbit::passes

@@ -296,6 +296,18 @@ def descend(
         gradient: float32 [R, C], ``d G`` with ``d = w - scale * (code - zero)``; changed in place.
     """
 
+def gram(rows: Array, products: Array, sums: Array, magnitudes: Array) -> bool:
+    r"""Add ``x xᵀ``, x and \|x\| over rows x; False, and nothing is added, where the instruction set has no tiles.
+
+    Products are exact, their sums over all rows in float32 in a fixed order.
+
+    Args:
+        rows: bfloat16 [n, K].
+        products: float64 or float32 [K, K], added to on and above the diagonal; what is below is no matter.
+        sums: float64 [K], added to.
+        magnitudes: float64 [K], added to.
+    """
+
 def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
     """One code a byte: code i is the bits from ``i * bits`` on of a little-endian stream, lowest bit first.
 

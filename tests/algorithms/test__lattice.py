@@ -76,3 +76,11 @@ def test_the_change_is_the_weight_less_its_codes(text: str) -> None:
         torch.testing.assert_close(back, weight - moved.change, rtol=1e-5, atol=1e-6)
         errors = [((each.change @ single) * each.change).sum() for each in (moved, found)]
         assert errors[0] <= errors[1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 511, 512, 1300])
+def test_a_matrix_is_turned_in_place(size: int) -> None:
+    matrix = torch.randn(size, size)
+    wanted = matrix.flip(0, 1)
+    assert _lattice._turned(matrix) is matrix
+    assert torch.equal(matrix, wanted)

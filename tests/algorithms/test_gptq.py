@@ -156,3 +156,30 @@ def test_large_weights_are_rounded_some_rows_at_a_time(monkeypatch: pytest.Monke
             pieces = gptq.quantize_weight(weight, parsed, statistics=Statistics(gram))
         assert torch.equal(whole.codes, pieces.codes)
         assert torch.equal(whole.scale, pieces.scale)
+
+
+def test_layers_that_share_an_input_share_one_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, asked = statistics(inputs(200, 32)), []
+    factorize = gptq._lattice.factorize
+    monkeypatch.setattr(gptq._lattice, "factorize", lambda *args: asked.append(1) or factorize(*args))
+    weights, spec = [torch.randn(6, 32), torch.randn(4, 32)], QSpec.parse("int4/g16/asym")
+    together = [gptq.quantize_weight(weight, spec, None, "w", seen) for weight in weights]
+    assert len(asked) == 1
+    alone = [gptq.quantize_weight(weight, spec, None, "w", Statistics(seen.gram)) for weight in weights]
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(together, alone))
+    gptq.quantize_weight(weights[0], spec, gptq.Options(damping=0.1), "w", seen)
+    seen.gram.update(torch.randn(5, 32))
+    gptq.quantize_weight(weights[0], spec, None, "w", seen)
+    assert len(asked) == 5
+
+
+def test_rows_given_up_early_are_worse() -> None:
+    generator = torch.Generator().manual_seed(1)
+    seen = statistics(inputs(700, 600))
+    solver = gptq._solver(seen, torch.device("cpu"), 600, 0, gptq.Options(), "w")
+    change = torch.randn(40, 600, generator=generator)
+    error = gptq._error(change, solver.gram)
+    factors = torch.linspace(0.2, 3.0, 40)
+    left = gptq._near(change, solver, error * factors)
+    assert set(range(40)) - set(left.tolist()) <= set((factors < 1).nonzero().flatten().tolist())
+    assert not set(left.tolist()) & set((factors < 0.9).nonzero().flatten().tolist())

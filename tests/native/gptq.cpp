@@ -2,6 +2,7 @@
 // error that it lowers.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "checks.h"
 #include "passes.h"
@@ -130,9 +131,50 @@ void check_descent(const Kernels& with, Shape shape, Digests& digests) {
   }
 }
 
+/// Sums of x x^T of small whole numbers, which are exact; memory of exact sizes, for the sanitizers.
+void check_gram(const Kernels& with, Shape shape, bool is_double) {
+  const int64_t n = shape.rows * shape.cols;
+  Memory<uint16_t> rows(n);
+  Memory<float> whole(n);
+  Random random(31);
+  for (int64_t i = 0; i < n; ++i) {
+    whole[i] = static_cast<float>(random.below(16) - 8);
+    uint32_t bits;
+    std::memcpy(&bits, &whole[i], sizeof bits);
+    rows[i] = static_cast<uint16_t>(bits >> 16);
+  }
+  const int64_t squares = shape.cols * shape.cols;
+  Memory<double> wide(is_double ? squares : 0), sums(shape.cols), magnitudes(shape.cols);
+  Memory<float> narrow(is_double ? 0 : squares);
+  for (int64_t i = 0; i < squares; ++i) is_double ? wide[i] = 0.0 : narrow[i] = 0.0f;
+  for (int64_t i = 0; i < shape.cols; ++i) sums[i] = magnitudes[i] = 0.0;
+  void* products = is_double ? static_cast<void*>(wide.data()) : static_cast<void*>(narrow.data());
+  if (!passes::gram(with, {rows.data(), shape.rows, shape.cols, nullptr, nullptr, sums.data(),
+                           magnitudes.data(), products, is_double}))
+    return;
+  for (int64_t i = 0; i < shape.cols; ++i) {
+    for (int64_t j = i; j < shape.cols; ++j) {
+      double wanted = 0.0;
+      for (int64_t r = 0; r < shape.rows; ++r) {
+        wanted += static_cast<double>(whole[r * shape.cols + i]) * whole[r * shape.cols + j];
+      }
+      const int64_t at = i * shape.cols + j;
+      const double found = is_double ? wide[at] : static_cast<double>(narrow[at]);
+      if (found == wanted) continue;
+      std::fprintf(stderr, "%s: gram is wrong at %lld, %lld\n", with.isa, static_cast<long long>(i),
+                   static_cast<long long>(j));
+      std::exit(1);
+    }
+  }
+}
+
 }  // namespace
 
 void check_gptq(const Kernels& with, Digests& digests) {
+  for (const Shape shape : {Shape{0, 3}, Shape{1, 1}, Shape{33, 17}, Shape{31, 300}, Shape{65, 64}}) {
+    check_gram(with, shape, true);
+    check_gram(with, shape, false);
+  }
   for (const Shape shape : kShapes) {
     for (const int64_t candidates : {1, 3, 16, 21}) check_planes(with, shape, candidates, false, digests);
     check_planes(with, shape, 1, true, digests);

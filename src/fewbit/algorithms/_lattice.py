@@ -78,10 +78,24 @@ def factorize(gram: Tensor, damping: float, name: str, columns: Tensor | None = 
         lower = _ordered(gram, backwards)
         lower.diagonal().add_(damping * mean)
         if _cholesky(lower):
-            return lower.to(torch.float32).flip(0, 1)
+            return _turned(lower.to(torch.float32))
         del lower
         damping = max(damping * 10, 1e-6)
     raise FewbitError(f"{name}: the statistics of its input are not finite; look at the calibration data")
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """A square matrix with its rows and columns in the reverse order, in place."""
+    half = len(matrix) // 2
+    for start in range(0, half, _BLOCK // 8):
+        stop = min(start + _BLOCK // 8, half)
+        top, bottom = slice(start, stop), slice(len(matrix) - stop, len(matrix) - start)
+        above = matrix[top].flip(0, 1)
+        matrix[top] = matrix[bottom].flip(0, 1)
+        matrix[bottom] = above
+    if len(matrix) % 2:
+        matrix[half] = matrix[half].flip(0)
+    return matrix
 
 
 def _ordered(matrix: Tensor, columns: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from fewbit.numbers.spec import QSpec
 NEEDS: tuple[str, ...] = ("gram",)
 _ORDERS = ("activation", "given")
 _VALUES = 2**23  # of a weight that are rounded together
+_STEP = 256  # columns after which rows are given up that rounding to nearest serves worse
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,43 @@ def quantize_weight(
     """
     options = options or Options()
     _check(weight, spec, options, name)
-    gram = algorithms.required(statistics, "gptq", name).gram.matrix.to(weight.device)
+    seen = algorithms.required(statistics, "gptq", name)
     shape = (weight.shape[0], weight.shape[1])
     group = _lattice.group_size(spec, shape[1], name)
     work = weight.detach().to(torch.float32)
-    if missing := -shape[1] % group:
+    missing = -shape[1] % group
+    if missing:
         work = torch.nn.functional.pad(work, (0, missing))
-        gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
-    columns, factor = _factorized(gram, group, options, name)
-    single = gram.to(torch.float32).contiguous()
-    del gram
+    solver = _solver(seen, weight.device, group, missing, options, name)
     # Rows do not meet, and what is made of them is several times as large as they are.
     at_once = shape[0] if isinstance(spec.granularity, PerTensor) else max(1, _VALUES // work.shape[1])
-    parts = [_rows(part, factor, single, columns, spec, group, options, name) for part in torch.split(work, at_once)]
+    parts = [_rows(part, solver, spec, group, options, name) for part in torch.split(work, at_once)]
     return _lattice.to_qtensor(_joined(parts), spec, shape)
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """What the layers that share an input are rounded by: G as far as its scale goes (nothing here depends on it), the
+    order of columns, and R in it."""
+
+    gram: Tensor
+    columns: Tensor
+    factor: Tensor
+
+
+def _solver(seen: Statistics, device: torch.device, group: int, missing: int, options: Options, name: str) -> _Solver:
+    key = (__name__, str(device), group, missing, options.damping, options.order, options.static_groups)
+    if (known := seen.memo.get((key, seen.gram.count))) is not None:
+        assert isinstance(known, _Solver)
+        return known
+    seen.memo.clear()  # one is large enough
+    gram = seen.gram.total.to(device)
+    if missing:
+        gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
+    columns, factor = _factorized(gram, group, options, name)
+    made = _Solver(gram.to(torch.float32).contiguous(), columns, factor)
+    seen.memo[key, seen.gram.count] = made
+    return made
 
 
 def _factorized(gram: Tensor, group: int, options: Options, name: str) -> tuple[Tensor, Tensor]:
@@ -99,14 +123,12 @@ def _factorized(gram: Tensor, group: int, options: Options, name: str) -> tuple[
     return columns, _lattice.factorize(gram, options.damping, name, columns)
 
 
-def _rows(
-    work: Tensor, factor: Tensor, gram: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options, name: str
-) -> Rounded:
+def _rows(work: Tensor, solver: _Solver, spec: QSpec, group: int, options: Options, name: str) -> Rounded:
     """Some rows from the start to the end."""
-    found = _solve(work, factor, columns, spec, group, options)
+    found = _solve(work, solver.factor, solver.columns, spec, group, options)
     if spec.format.is_integer and options.sweeps > 0:
-        found = _improve(found, work, gram, spec, group, options)
-    return _no_worse_than_nearest(found, work, gram, spec, name)
+        found = _improve(found, work, solver.gram, spec, group, options)
+    return _no_worse_than_nearest(found, work, solver, spec, name)
 
 
 def _joined(parts: list[Rounded]) -> Rounded:
@@ -189,17 +211,39 @@ def _better(one: Rounded, other: Rounded, factor: Tensor, whole: bool) -> Rounde
     return _lattice.choose(errors[1] < errors[0], other, one)
 
 
-def _no_worse_than_nearest(found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, name: str) -> Rounded:
+def _no_worse_than_nearest(found: Rounded, work: Tensor, solver: _Solver, spec: QSpec, name: str) -> Rounded:
     """The solution; rounded to nearest in the rows (or, with one scale for all, the tensor) where that is better."""
     whole = isinstance(spec.granularity, PerTensor)
-    error = ((found.change @ gram) * found.change).sum(dim=1)
+    error = _error(found.change, solver.gram)
     for calibrator in ("minmax", "mse"):
         nearest = _as_rounded(rtn.quantize_weight(work, spec, rtn.Options(calibrator), name), work, found)
-        other = ((nearest.change @ gram) * nearest.change).sum(dim=1)
+        rows = torch.arange(len(work), device=work.device) if whole else _near(nearest.change, solver, error)
+        other = torch.full_like(error, torch.inf)
+        other[rows] = _error(nearest.change[rows], solver.gram)
         better = (other.sum() < error.sum()).expand(work.shape[0]) if whole else other < error
         if bool(better.any()):
             found, error = _lattice.choose(better, nearest, found), torch.where(better, other, error)
     return found
+
+
+def _error(change: Tensor, gram: Tensor) -> Tensor:
+    return ((change @ gram) * change).sum(dim=1)
+
+
+def _near(change: Tensor, solver: _Solver, error: Tensor) -> Tensor:
+    """The rows in which a change may have less than ``error``, which few have: told by sums of squares of D R, of which
+    the first columns mostly are enough."""
+    factor, columns = solver.factor, solver.columns
+    damping = (factor[0] @ factor[0] - solver.gram[columns[0], columns[0]]).clamp(min=0)
+    slack = damping + 1e-5 * solver.gram.diagonal().mean()  # what R holds beyond G, and what was rounded
+    limit = 1.01 * error + 1.01 * slack * change.square().sum(dim=1)
+    rows, moved = torch.arange(len(change), device=change.device), change[:, columns]
+    for start in range(0, len(columns), _STEP):
+        here = slice(start, start + _STEP)
+        limit = limit - (moved[:, : here.stop] @ factor[: here.stop, here]).square().sum(dim=1)
+        left = limit > 0
+        rows, moved, limit = rows[left], moved[left], limit[left]
+    return rows
 
 
 def _as_rounded(t: QTensor, weight: Tensor, like: Rounded) -> Rounded:

@@ -8,16 +8,15 @@ GPTQ (arXiv 2210.17323) calls 2 G its Hessian.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from fewbit.errors import FewbitError
+from fewbit.kernels.gram import add_products
 
-# Products of so many rows are summed in float32 before they enter the accumulator.
-_ROWS = 4096
 _TILE = 512
 # Wider accumulators stay in float32: 4096² float64 values are 128 MiB, 11008² would be 924 MiB.
 _DOUBLE_UP_TO = 4096
@@ -52,17 +51,12 @@ class Gram:
         """
         if x.shape[-1] != self.columns:
             raise FewbitError(f"{self.name} got an input of width {x.shape[-1]} instead of {self.columns}")
-        rows = x.detach().reshape(-1, self.columns).to(torch.float32)
+        rows = x.detach().reshape(-1, self.columns)
         if self.count == 0 and self._products.device != rows.device:
             self._products, self._abs, self._sums = (t.to(rows.device) for t in self._tensors())
-        absolute = rows.abs().sum(dim=0, dtype=torch.float64)
-        if not bool(torch.isfinite(absolute).all()):
+        add_products(rows, self._products, self._sums, self._abs)
+        if not bool(torch.isfinite(self._abs).all()):
             raise FewbitError(f"{self.name} got an input that holds NaN or infinity; look at the calibration data")
-        self._abs += absolute
-        self._sums += rows.sum(dim=0, dtype=torch.float64)
-        with torch.autocast(rows.device.type, enabled=False):  # the model may run under one; G must stay exact
-            for part in torch.split(rows, _ROWS):
-                self._add(part)
         self.count += rows.shape[0]
 
     def merge(self, other: Self) -> Self:
@@ -86,8 +80,18 @@ class Gram:
         Raises:
             FewbitError: There was no update.
         """
+        return self.total / self.count
+
+    @property
+    def total(self) -> Tensor:
+        """``[K, K]``, the sum of ``x xᵀ``, exactly symmetric: the statistic's own memory and not a copy, for wide
+        layers, whose matrices take half a gigabyte. Leave it as it is.
+
+        Raises:
+            FewbitError: There was no update.
+        """
         self._check_seen()
-        whole = self._products / self.count
+        whole = self._products
         for start in range(0, self.columns, _TILE):  # no second matrix of this size
             here, behind = slice(start, start + _TILE), slice(start + _TILE, None)
             upper = whole[here, here].triu()
@@ -120,12 +124,6 @@ class Gram:
         gram._products, gram._abs, gram._sums = state["products"], state["abs"], state["sums"]
         return gram
 
-    def _add(self, rows: Tensor) -> None:
-        """The products on and above the diagonal, in tiles of columns: the others are the same."""
-        for start in range(0, self.columns, _TILE):
-            tile = rows[:, start : start + _TILE]
-            self._products[start : start + _TILE, start:] += tile.T @ rows[:, start:]
-
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._products, self._abs, self._sums
 
@@ -141,10 +139,12 @@ class Statistics:
     Attributes:
         gram: Of the layer's input.
         held_back: Of input that ``gram`` does not hold, for choices that must not fit the data they are judged on.
+        memo: What an algorithm made of ``gram``, by its own key: layers that share an input share that work.
     """
 
     gram: Gram
     held_back: Gram | None = None
+    memo: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def output_error(change: Tensor, gram: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from fewbit.sequential.forward import over_windows, stand_ins
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
 from fewbit.sequential.reconstruct import float_twin, reconstruct
-from fewbit.sequential.trim import trim
 from fewbit.sequential.work import Passed, Work
 
 
@@ -116,7 +115,7 @@ def _run_block(
     work: Work, block: Block, calls: dict[int, capture.BlockCall], states: HiddenStates, behind: HiddenStates
 ) -> None:
     work.store.load(block.name, work.compute)
-    trim()
+    work.trim()
     module = work.store.model.get_submodule(block.name)
     plans = work.planned(block.name)
 
@@ -141,7 +140,7 @@ def _run_block(
     work.ranks.barrier()
     work.notes += notes
     work.store.release(block.name, notes)
-    trim()
+    work.trim()
 
 
 def _checked(output: Tensor, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -14,11 +15,10 @@ from fewbit.nn.observe import observed
 from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.nn.swap import quantized_weight
 from fewbit.recipe import LayerPlan
-from fewbit.sequential import tree
+from fewbit.sequential import capture, tree
 from fewbit.sequential.forward import Seen, over_windows
 from fewbit.sequential.solve import solve_group
 from fewbit.sequential.sums import InputSums, Wanted
-from fewbit.sequential.trim import trim
 from fewbit.sequential.work import Work
 
 Group = Sequence[LayerPlan]
@@ -52,7 +52,7 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
         sums = _gather(work, folds.pop(number), owner)
         starved += solve_group(work.store.model, groups[number], sums, work.settings, work.ranks, owner)
         del sums
-        trim()
+        work.trim()
     if not starved:
         return []
     more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
@@ -109,24 +109,37 @@ def _collect(
     leaders = {group[0].name: number for number, group in groups.items()}
     for leaf_number, leaf in work.leaves:
         sums = {number: _new_sums(work, group, ranges_only) for number, group in groups.items()}
-        _sum_leaf(work, leaf, sums, leaders, forward)
+        _sum_leaf(work, leaf, sums, leaders, forward, ranges_only)
         for number in groups:
             folds[number].push(tree.Node(0, leaf_number, sums.pop(number)))
         _park(work, earlier | folds)
-        trim()
+        work.trim()
     return folds
 
 
 def _sum_leaf(
-    work: Work, leaf: range, sums: dict[int, InputSums], leaders: dict[str, int], forward: Callable[[int], object]
+    work: Work,
+    leaf: range,
+    sums: dict[int, InputSums],
+    leaders: dict[str, int],
+    forward: Callable[[int], object],
+    ranges_only: bool,
 ) -> None:
     seen = Seen()
+    whole = work.generic or ranges_only  # a layer may be used again
 
     def receive(name: str, call: Call) -> None:
-        seen.calls.append((name, replace(call, x=call.x.detach().clone())))  # the model may go on working in place
+        # What the layer multiplies: under autocast that is its input in bfloat16.
+        narrow = work.compute == "bfloat16" and call.kind == "linear" and not sums[leaders[name]].ranges
+        dtype = torch.bfloat16 if narrow else call.x.dtype
+        x = call.x.detach().to(dtype, copy=True)  # the model may go on working in place
+        seen.calls.append((name, replace(call, x=x)))
+        if not whole and len({name for name, _ in seen.calls}) == len(leaders):
+            raise capture.Stop  # the rest of the block changes nothing
 
     def run(window: int) -> list[tuple[str, Call]]:
-        forward(window)
+        with contextlib.suppress(capture.Stop):
+            forward(window)
         return seen.take()
 
     with observed(work.store.model, list(leaders), receive):

@@ -22,7 +22,7 @@ from fewbit.errors import FewbitError
 _HIDDEN_NAMES = ("hidden_states", "x", "inputs_embeds")
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Everything wanted was seen."""
 
 
@@ -112,7 +112,7 @@ def capture(
     """
     seen = Captured(form=form)
     recorders = {name: _Recorder(model.get_submodule(name), seen, interned, len(stack)) for name in stack}
-    with replaced(model, {**_replays(model, finished), **recorders}), contextlib.suppress(_Stop):
+    with replaced(model, {**_replays(model, finished), **recorders}), contextlib.suppress(Stop):
         run(model, window)
     if len(seen.calls) != len(stack):
         raise FewbitError(
@@ -123,7 +123,7 @@ def capture(
 
 def finish(model: nn.Module, window: Mapping[str, Any], finished: Sequence[Finished]) -> None:
     """Run what comes behind the blocks, for what hooks see of it."""
-    with replaced(model, _replays(model, finished)), contextlib.suppress(_Stop):
+    with replaced(model, _replays(model, finished)), contextlib.suppress(Stop):
         run(model, window)
 
 
@@ -131,9 +131,9 @@ def stop(*_: Any) -> None:
     """A hook that ends :func:`finish` where nothing more is wanted.
 
     Raises:
-        _Stop: Always.
+        Stop: Always.
     """
-    raise _Stop
+    raise Stop
 
 
 def run(model: nn.Module, window: Mapping[str, Any]) -> Any:
@@ -146,7 +146,7 @@ def run(model: nn.Module, window: Mapping[str, Any]) -> Any:
     try:
         with torch.no_grad(), _without_cache(model):
             return model(**window)
-    except (_Stop, FewbitError):
+    except (Stop, FewbitError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -213,7 +213,7 @@ class _Recorder(_Stand):
                 hidden_of(seen.form)
         seen.calls.append(call)
         if len(seen.calls) == self.total:
-            raise _Stop
+            raise Stop
         return _in_form(seen.form, hidden)
 
 

@@ -15,6 +15,7 @@ from fewbit.sequential import capture, tree
 from fewbit.sequential.hidden import HiddenStates
 from fewbit.sequential.ranks import Ranks
 from fewbit.sequential.solve import Settings
+from fewbit.sequential.trim import trim
 from fewbit.sequential.windows import Window
 
 
@@ -110,6 +111,11 @@ class Work:
         """Room for the hidden states at one place of the model."""
         folder = None if self.folder is None else self.folder / "hidden" / name
         return HiddenStates(None if self.memory is None else self.memory // 4, folder)
+
+    def trim(self) -> None:
+        """Give freed memory back where memory is bounded; else to keep it is faster."""
+        if self.folder is not None:
+            trim()
 
     def begin(self, left: int, before: int) -> None:
         """So many blocks are to be done, beside those that an earlier run finished."""

@@ -1,0 +1,168 @@
+// Sums of x x^T over rows x in bfloat16, on AMX's tiles: the statistic of GPTQ and its relatives.
+//
+// Layout: rows[count][cols] are packed twice into tiles of 16 columns by 32 rows: `along`, pairs of rows side
+// by side as the right factor wants them ([16 pairs][16 columns][2]), and `across`, its transpose in units of
+// pairs, for the left one. Both are [blocks of 16 columns][blocks of 32 rows][1 KiB], zeros behind the end.
+// A square of 256 by 256 sums is one piece: its sums and 512 rows of both factors stay in the second cache.
+// Products of bfloat16 are exact in float32; their sums over all rows are in float32 in a fixed order, then
+// added to the accumulator. Cost: 32 x 32 sums take four products of 16 cycles for 32 rows; only squares on
+// and above the diagonal are computed. Why not the library's matrix product: it has no symmetric one, and
+// gives bfloat16 sums.
+#pragma once
+
+#include <cstdint>
+
+#include "dispatch.h"
+#include "halves.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define FEWBIT_GRAM 1
+#endif
+
+namespace fewbit {
+namespace {
+
+#ifdef FEWBIT_GRAM
+
+inline constexpr int64_t kGramSide = 256, kGramDepth = 16;  // columns of a square; tiles of rows at a time
+inline constexpr int64_t kGramTile = 512;                   // values
+
+/// The transpose of 16 x 16 values of 32 bits.
+inline void transpose_pairs(const uint32_t* from, uint32_t* to) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(from + 16 * i);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {  // a[4 g + i] holds, in lane q, column 4 q + i of rows 4 g to 4 g + 3
+    b[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
+    b[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD);
+    b[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+    b[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm512_store_si512(to + 16 * i, _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88));
+    _mm512_store_si512(to + 16 * (8 + i), _mm512_shuffle_i32x4(b[i], b[8 + i], 0xDD));
+    _mm512_store_si512(to + 16 * (4 + i), _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0x88));
+    _mm512_store_si512(to + 16 * (12 + i), _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0xDD));
+  }
+}
+
+inline __m512 floats_of(__m512i low_halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(low_halves, 16)); }
+
+/// Sixteen columns in tiles, and the sums of their values and of their magnitudes.
+void gram_pack(const GramProblem& g, int64_t block) {
+  const int64_t first = block * 16, tiles = (g.count + 31) / 32;
+  const int64_t left = g.cols - first, there = left < 0 ? 0 : left < 16 ? left : 16;
+  const __mmask16 columns = static_cast<__mmask16>((1u << there) - 1u);
+  double sums[16] = {}, magnitudes[16] = {};
+  for (int64_t t = 0; t < tiles; ++t) {
+    uint32_t* along = reinterpret_cast<uint32_t*>(g.along + (block * tiles + t) * kGramTile);
+    __m512 sum = _mm512_setzero_ps(), magnitude = _mm512_setzero_ps();
+    for (int64_t p = 0; p < 16; ++p) {
+      __m512i pair[2];
+      for (int64_t i = 0; i < 2; ++i) {
+        const int64_t row = t * 32 + 2 * p + i;
+        const __mmask16 mask = row < g.count ? columns : static_cast<__mmask16>(0);
+        const uint16_t* at = g.rows + (row < g.count ? row : 0) * g.cols + (there > 0 ? first : 0);
+        pair[i] = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at));
+        const __m512 value = floats_of(pair[i]);
+        sum = _mm512_add_ps(sum, value);
+        magnitude = _mm512_add_ps(magnitude, _mm512_abs_ps(value));
+      }
+      _mm512_store_si512(along + 16 * p, _mm512_or_si512(pair[0], _mm512_slli_epi32(pair[1], 16)));
+    }
+    transpose_pairs(along, reinterpret_cast<uint32_t*>(g.across + (block * tiles + t) * kGramTile));
+    alignas(64) float part[2][16];
+    _mm512_store_ps(part[0], sum);
+    _mm512_store_ps(part[1], magnitude);
+    for (int64_t l = 0; l < 16; ++l) sums[l] += part[0][l], magnitudes[l] += part[1][l];
+  }
+  for (int64_t l = 0; l < there; ++l) g.sums[first + l] += sums[l], g.magnitudes[first + l] += magnitudes[l];
+}
+
+struct alignas(64) GramTiles {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+/// 32 x 32 sums at `acc` take in `tiles` tiles of rows; a block of 16 columns is `step` values after the
+/// other.
+inline void multiply_tiles(const uint16_t* across, const uint16_t* along, int64_t step, int64_t tiles,
+                           float* acc) {
+  constexpr int64_t kRow = kGramSide * 4, kDown = 16 * kGramSide;
+  _tile_loadd(0, acc, kRow);
+  _tile_loadd(1, acc + 16, kRow);
+  _tile_loadd(2, acc + kDown, kRow);
+  _tile_loadd(3, acc + kDown + 16, kRow);
+  for (int64_t t = 0; t < tiles; ++t, across += kGramTile, along += kGramTile) {
+    _tile_loadd(4, across, 64);
+    _tile_loadd(6, along, 64);
+    _tile_loadd(5, across + step, 64);
+    _tile_loadd(7, along + step, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, acc, kRow);
+  _tile_stored(1, acc + 16, kRow);
+  _tile_stored(2, acc + kDown, kRow);
+  _tile_stored(3, acc + kDown + 16, kRow);
+}
+
+template <class T>
+inline void add_square(const float* acc, int64_t rows, int64_t cols, T* to, int64_t distance) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) to[r * distance + c] += acc[r * kGramSide + c];
+  }
+}
+
+/// The square of sums in row `down` and column `right` of squares; `acc` holds 256 x 256 values.
+void gram_square(const GramProblem& g, int64_t down, int64_t right, float* acc) {
+  const int64_t tiles = (g.count + 31) / 32, step = tiles * kGramTile, row = down * kGramSide,
+                col = right * kGramSide;
+  const int64_t rows = g.cols - row < kGramSide ? g.cols - row : kGramSide,
+                cols = g.cols - col < kGramSide ? g.cols - col : kGramSide;
+  for (int64_t i = 0; i < kGramSide * kGramSide; ++i) acc[i] = 0.0f;
+  const GramTiles shapes;
+  __asm__ volatile("" : : "r"(&shapes), "r"(acc) : "memory");
+  _tile_loadconfig(&shapes);
+  for (int64_t t = 0; t < tiles; t += kGramDepth) {
+    const int64_t depth = tiles - t < kGramDepth ? tiles - t : kGramDepth;
+    for (int64_t r = 0; r < rows; r += 32) {
+      const uint16_t* across = g.across + (row + r) / 16 * step + t * kGramTile;
+      for (int64_t c = down == right ? r : 0; c < cols; c += 32) {
+        const uint16_t* along = g.along + (col + c) / 16 * step + t * kGramTile;
+        multiply_tiles(across, along, step, depth, acc + r * kGramSide + c);
+      }
+    }
+  }
+  __asm__ volatile("" : : : "memory");
+  _tile_release();
+  const int64_t at = row * g.cols + col;
+  if (g.is_double) {
+    add_square(acc, rows, cols, static_cast<double*>(g.products) + at, g.cols);
+  } else {
+    add_square(acc, rows, cols, static_cast<float*>(g.products) + at, g.cols);
+  }
+}
+
+#else
+
+inline constexpr void (*gram_pack)(const GramProblem&, int64_t) = nullptr;
+inline constexpr void (*gram_square)(const GramProblem&, int64_t, int64_t, float*) = nullptr;
+
+#endif
+
+}  // namespace
+}  // namespace fewbit
