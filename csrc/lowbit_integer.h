@@ -1,11 +1,11 @@
 // Low-bit weights times int8 activations: int32 within a group, floats across groups.
 //
 // Layout: one tile and up to kMaxRows rows at a time; the sums of a tile stay in registers through all of K.
-// Cost: for 64 products two bit operations and a dot product; with one row the memory is what it waits for,
-// so lines are asked for some KiB ahead. Why zero
-// points begin the sum: sum x (q - z) = sum x q - z sum x, exact in int32, and one instruction a group. Every
-// row and output is computed alone and in one order, so neither the number of threads nor the number of rows
-// changes a bit.
+// Cost: for 64 products one to three bit operations and a dot product; with one row the memory is what it
+// waits for, so lines are asked for some KiB ahead and codes are multiplied where they stand in their bytes,
+// which saves the shifts. Why zero points begin the sum: sum x (q - z) = sum x q - z sum x, exact in int32,
+// and one instruction a group. Every row and output is computed alone and in one order, so neither the number
+// of threads nor the number of rows changes a bit.
 #pragma once
 
 #include "lowbit_finish.h"
@@ -15,11 +15,13 @@ namespace fewbit {
 namespace {
 
 /// How far ahead of the arithmetic weights are asked for, and into which cache (2: the second, where one core
-/// keeps more requests open; 3: the first). By measurement: 4 KiB ahead were 10% slower than these.
+/// keeps more requests open; 3: the first). By measurement: 4 KiB ahead were 10% slower than these. Of 2 and
+/// 3 bits, which leave fewer bytes a dot product, the lines `kFarAhead` on are asked into the second as well.
 template <int kBits>
-constexpr int64_t kAhead = kBits < 4 ? 2048 : 3072;  // bytes
+constexpr int64_t kAhead = kBits < 4 ? 1024 : 3072;  // bytes
 template <int kBits>
 constexpr int kLevel = kBits < 4 ? 3 : 2;
+constexpr int64_t kFarAhead = 4096;
 
 inline Simd::Float scales_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
   const int64_t at = (tile * w.groups + group) * kTile + part * Simd::kLanes;
@@ -50,7 +52,10 @@ inline void ask_for(const uint8_t* line) {
 /// Asks for what the block `kAhead` bytes on holds.
 template <int kBits>
 inline void ask_ahead(const uint8_t* block) {
-  for (int line = 0; line < kBits; ++line) ask_for<kBits>(block + kAhead<kBits> + line * kLine);
+  for (int line = 0; line < kBits; ++line) {
+    ask_for<kBits>(block + kAhead<kBits> + line * kLine);
+    if constexpr (kBits < 4) __builtin_prefetch(block + kFarAhead + line * kLine, 0, 2);
+  }
 }
 
 /// Asks for the first lines of a piece, all at once; from there on every block asks for a later one.
@@ -58,6 +63,36 @@ template <int kBits>
 inline void ask_first(const LowbitWeights& w, int64_t tile) {
   const uint8_t* begin = w.codes + tile * w.tile_bytes();
   for (int64_t at = 0; at < kAhead<kBits>; at += kLine) ask_for<kBits>(begin + at);
+}
+
+/// Whether codes are multiplied where they stand, those of a field in a chain of its own, which is moved down
+/// at the end of a group: exact, as every product of the field has the factor, and without overflow, as
+/// 224 * 128 * 32768 / 4 and 240 * 128 * 32768 / 2 < 2^31.
+template <int kBits, int kRows>
+constexpr bool kInPlace = Simd::kDotsBytes && kBits != 8 && kRows == 1;
+
+/// Sums of a row that do not wait for one another.
+template <int kBits, int kRows>
+constexpr int kChainsOf = kInPlace<kBits, kRows> ? kFields<kBits> : (kRows == 1 ? 2 : 1);
+
+/// Step kStep's codes for the dot products.
+template <int kBits, int kRows, int kStep>
+inline Simd::Bytes dot_codes(const uint8_t* block, int part) {
+  if constexpr (kInPlace<kBits, kRows>) return raised_codes<kBits, kStep>(block, part);
+  return codes_of<kBits, kStep>(block, part);
+}
+
+/// The sum of one row's chains.
+template <int kBits, int kRows, int kChain = kChainsOf<kBits, kRows> - 1>
+inline Simd::Int sum_of(const Simd::Int (&acc)[kChainsOf<kBits, kRows>][kRows][Simd::kParts], int row,
+                        int part) {
+  if constexpr (kChain == 0) {
+    return acc[0][row][part];
+  } else {
+    constexpr int kDown = kInPlace<kBits, kRows> ? raise<kBits>(kChain) : 0;
+    return Simd::add(sum_of<kBits, kRows, kChain - 1>(acc, row, part),
+                     Simd::down<kDown>(acc[kChain][row][part]));
+  }
 }
 
 /// One block of 32 k added to acc[kChains][kRows][kParts].
@@ -76,7 +111,7 @@ inline void add_block(const uint8_t* block, const IntegerRows& x, int first, int
   each_step([&]<int kStep>() {
     constexpr int kChain = kStep % kChains;
     Simd::Bytes codes[Simd::kParts];
-    for (int p = 0; p < Simd::kParts; ++p) codes[p] = codes_of<kBits, kStep>(block, p);
+    for (int p = 0; p < Simd::kParts; ++p) codes[p] = dot_codes<kBits, kRows, kStep>(block, p);
     for (int r = 0; r < kRows; ++r) {
       const Simd::Bytes four = Simd::four(rows[r] + 4 * kStep);
       for (int p = 0; p < Simd::kParts; ++p) {
@@ -100,7 +135,7 @@ inline void add_block(const uint8_t* block, const IntegerRows& x, int first, int
 /// Rows first to first + kRows - 1 of the block of rows `x` by one tile: sums[kRows][16].
 template <int kBits, int kRows>
 void integer_tile(const LowbitWeights& w, int64_t tile, const IntegerRows& x, int first, float* sums) {
-  constexpr int kChains = kRows == 1 ? 2 : 1;
+  constexpr int kChains = kChainsOf<kBits, kRows>;
   const Simd::Int shift = Simd::ints(kBits == 8 ? Simd::kWideShift : 0);
   Simd::Float total[kRows][Simd::kParts];
   for (int r = 0; r < kRows; ++r) {
@@ -122,8 +157,7 @@ void integer_tile(const LowbitWeights& w, int64_t tile, const IntegerRows& x, in
     for (int p = 0; p < Simd::kParts; ++p) {
       const Simd::Float scale = scales_of(w, tile, g, p);
       for (int r = 0; r < kRows; ++r) {
-        Simd::Int sum = acc[0][r][p];
-        for (int c = 1; c < kChains; ++c) sum = Simd::add(sum, acc[c][r][p]);
+        Simd::Int sum = sum_of<kBits, kRows>(acc, r, p);
         if (x.zero != nullptr) {
           sum = Simd::sub(sum, Simd::mul(weight_sums_of(w, tile, g, p), Simd::ints(x.zero[first + r])));
         }

@@ -7,10 +7,11 @@
 //   8 bits  line i                     k = 4 i .. 4 i + 3
 //   4 bits  line i, low / high nibble  k = 8 i .. + 3 / k = 8 i + 4 .. + 3
 //   2 bits  line i, bits 2 f, 2 f + 1  k = 16 i + 4 f .. + 3
-//   3 bits  lines 0 and 1 the low two bits of each code as for 2 bits, line 2 bit f the third bit of
-//           k = 4 f .. + 3
+//   3 bits  lines 0 and 1 two bits of each code as for 2 bits, line 2 its third bit: next to the field where
+//           it counts 4 (fields 0 and 2) or 1 (fields 1 and 3); for line 1 moved up by two bits
 // Scales and zero points lie apart as [tile][group][16]. So the weights of a tile are one stream.
-// Cost: one load feeds 2 (4 bits) to 4 (2 bits) dot products of 64, with one shift and one mask each.
+// Cost: one load feeds 2 (4 bits) to 4 (2 bits) dot products of 64; a mask brings out a code where it stands,
+// one instruction more a code of 3 bits, and a shift moves it down where that is needed.
 // Why: a line is the second operand of vpdpbusd for 16 outputs with a broadcast of four activations as first
 // operand, no sum across lanes is ever needed; 16 unpacked lines are one AMX tile of 64 k by 16 outputs, and
 // halves and quarters of a line serve 256-bit and 128-bit registers. The layout is the same on every
@@ -31,32 +32,51 @@ constexpr int64_t kLine = 64;   // bytes
 /// Bytes of a part (register) of a line.
 constexpr int64_t kPart = kLine / Simd::kParts;
 
+/// Fields of a line: steps whose codes stand at places of their own.
+template <int kBits>
+constexpr int kFields = kBits == 8 ? 1 : (kBits == 4 ? 2 : 4);
+
+/// How far up the codes of a field stand in `raised_codes`.
+template <int kBits>
+constexpr int raise(int field) {
+  if (kBits == 3) return field / 2 * 4 + field % 2;
+  return kBits == 8 ? 0 : kBits * field;
+}
+
+/// The third bits of step kStep's codes of 3 bits, where `raised_codes` wants them, and other bits.
+template <int kStep>
+inline Simd::Bytes third_bits(Simd::Bytes line) {
+  if constexpr (kStep < 4) return line;
+  if constexpr (kStep == 6) return Simd::left<6>(line);
+  return Simd::right<2>(line);
+}
+
+/// Part `part` of the codes k = 4 kStep .. 4 kStep + 3 of a block, one a byte, times 2^raise(kStep %
+/// kFields).
+template <int kBits, int kStep>
+inline Simd::Bytes raised_codes(const uint8_t* block, int part) {
+  constexpr int kField = kStep % kFields<kBits>;
+  const uint8_t* p = block + part * kPart;
+  const Simd::Bytes line = Simd::load(p + kStep / kFields<kBits> * kLine);
+  if constexpr (kBits == 8) {
+    return line;
+  } else if constexpr (kBits == 3) {
+    constexpr uint8_t kThird = kField == 0 ? 4 : (kField == 1 ? 2 : (kField == 2 ? 64 : 32));
+    const Simd::Bytes third = third_bits<kStep>(Simd::load(p + 2 * kLine));
+    return Simd::either(Simd::both(line, Simd::bytes(3 << 2 * kField)),
+                        Simd::both(third, Simd::bytes(kThird)));
+  } else {
+    return Simd::both(line, Simd::bytes(static_cast<uint8_t>(((1 << kBits) - 1) << kBits * kField)));
+  }
+}
+
 /// Part `part` of the codes k = 4 kStep .. 4 kStep + 3 of a block, one a byte.
 template <int kBits, int kStep>
 inline Simd::Bytes codes_of(const uint8_t* block, int part) {
-  const uint8_t* p = block + part * kPart;
-  if constexpr (kBits == 8) {
-    return Simd::load(p + kStep * kLine);
-  } else if constexpr (kBits == 4) {
-    const Simd::Bytes line = Simd::load(p + kStep / 2 * kLine);
-    return Simd::both(kStep % 2 == 0 ? line : Simd::right<4>(line), Simd::bytes(15));
-  } else {
-    constexpr int kField = kStep % 4;
-    const Simd::Bytes line = Simd::load(p + kStep / 4 * kLine);
-    const Simd::Bytes low = Simd::both(Simd::right<2 * kField>(line), Simd::bytes(3));
-    if constexpr (kBits == 2) {
-      return low;
-    } else {
-      const Simd::Bytes bits = Simd::load(p + 2 * kLine);
-      Simd::Bytes high;
-      if constexpr (kStep < 2) {
-        high = Simd::left<2 - kStep>(bits);
-      } else {
-        high = Simd::right<kStep - 2>(bits);
-      }
-      return Simd::either(low, Simd::both(high, Simd::bytes(4)));
-    }
-  }
+  constexpr int kRaise = raise<kBits>(kStep % kFields<kBits>);
+  const Simd::Bytes raised = raised_codes<kBits, kStep>(block, part);
+  if constexpr (kRaise == 0) return raised;
+  return Simd::right<kRaise>(raised);
 }
 
 /// Calls fn.operator()<0>() to fn.operator()<7>(): the steps of a block, unrolled.

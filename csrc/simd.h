@@ -6,8 +6,8 @@
 // bytes; with these a kernel's body is written once. `Partial` is where a dot product collects a block of 32
 // products: the int32 accumulator itself where the processor has one instruction for it (VNNI, NEON dotprod),
 // 16-bit sums on AVX2 (15 * 128 * 2 * 8 = 30720 < 32768: no saturation), which `finish` widens.
-// Codes reach `dot` as bytes from 0 to 15 and `dot_wide` as bytes from 0 to 255; on NEON the latter
-// multiplies code - kWideShift, which the caller takes into its zero point.
+// Codes reach `dot` as bytes from 0 to 15, to 255 where kDotsBytes, and `dot_wide` as bytes from 0 to 255; on
+// NEON the latter multiplies code - kWideShift, which the caller takes into its zero point.
 #pragma once
 
 #include <math.h>  // fmaf of C: an inline one of C++ could be shared between instruction sets
@@ -37,6 +37,10 @@ struct Simd {
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int sub(Int a, Int b) { return _mm512_sub_epi32(a, b); }
   static Int mul(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
+  template <int kBits>
+  static Int down(Int v) {
+    return _mm512_srai_epi32(v, kBits);
+  }
   static Int widen(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -81,12 +85,14 @@ struct Simd {
     return _mm512_set1_epi32(word);
   }
 #if defined(__AVX512VNNI__)
+  static constexpr bool kDotsBytes = true;
   using Partial = __m512i;
   static Partial begin(Int acc) { return acc; }
   static Int finish(Int, Partial p) { return p; }
   static Partial dot(Partial p, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(p, w, x); }
   static Int dot_wide(Int acc, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(acc, w, x); }
 #else
+  static constexpr bool kDotsBytes = false;
   using Partial = __m512i;
   static Partial begin(Int) { return _mm512_setzero_si512(); }
   static Int finish(Int acc, Partial p) {
@@ -116,6 +122,10 @@ struct Simd {
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static Int sub(Int a, Int b) { return _mm256_sub_epi32(a, b); }
   static Int mul(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+  template <int kBits>
+  static Int down(Int v) {
+    return _mm256_srai_epi32(v, kBits);
+  }
   static Int widen(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
@@ -160,11 +170,13 @@ struct Simd {
   }
   using Partial = __m256i;
 #if defined(__AVXVNNI__)
+  static constexpr bool kDotsBytes = true;
   static Partial begin(Int acc) { return acc; }
   static Int finish(Int, Partial p) { return p; }
   static Partial dot(Partial p, Bytes w, Bytes x) { return _mm256_dpbusd_avx_epi32(p, w, x); }
   static Int dot_wide(Int acc, Bytes w, Bytes x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
 #else
+  static constexpr bool kDotsBytes = false;
   static Partial begin(Int) { return _mm256_setzero_si256(); }
   static Int finish(Int acc, Partial p) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(p, _mm256_set1_epi16(1)));
@@ -184,6 +196,7 @@ struct Simd {
 
 struct Simd {
   static constexpr int kLanes = 4, kParts = 4, kMaxRows = 4, kWideShift = 128;
+  static constexpr bool kDotsBytes = false;
   using Int = int32x4_t;
   using Float = float32x4_t;
   using Bytes = uint8x16_t;
@@ -193,6 +206,10 @@ struct Simd {
   static Int add(Int a, Int b) { return vaddq_s32(a, b); }
   static Int sub(Int a, Int b) { return vsubq_s32(a, b); }
   static Int mul(Int a, Int b) { return vmulq_s32(a, b); }
+  template <int kBits>
+  static Int down(Int v) {
+    return vshlq_s32(v, vdupq_n_s32(-kBits));
+  }
   static Int widen(const uint8_t* p) {
     const int32_t lanes[4] = {p[0], p[1], p[2], p[3]};
     return vld1q_s32(lanes);
@@ -255,6 +272,7 @@ struct Simd {
 /// Plain C++, four lanes a register so that a compiler can keep them in one.
 struct Simd {
   static constexpr int kLanes = 4, kParts = 4, kMaxRows = 2, kWideShift = 0;
+  static constexpr bool kDotsBytes = true;
   struct Int {
     int32_t lane[4];
   };
@@ -283,6 +301,10 @@ struct Simd {
   }
   static Int mul(Int a, Int b) {
     return each<Int>([&](int i) { return wrap(bits(a.lane[i]) * bits(b.lane[i])); });
+  }
+  template <int kBits>
+  static Int down(Int v) {
+    return each<Int>([&](int i) { return v.lane[i] >> kBits; });
   }
   static Int widen(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static Float floats(float v) { return {{v, v, v, v}}; }
