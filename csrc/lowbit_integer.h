@@ -21,7 +21,7 @@ template <int kBits>
 constexpr int64_t kAhead = kBits < 4 ? 1024 : 3072;  // bytes
 template <int kBits>
 constexpr int kLevel = kBits < 4 ? 3 : 2;
-constexpr int64_t kFarAhead = 4096;
+constexpr int64_t kFarAhead = 3072;
 
 inline Simd::Float scales_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
   const int64_t at = (tile * w.groups + group) * kTile + part * Simd::kLanes;

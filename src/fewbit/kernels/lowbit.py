@@ -19,6 +19,7 @@ from torch import Tensor
 from fewbit.errors import FewbitError
 from fewbit.kernels import activations, dispatch, reference, threads
 from fewbit.kernels.bound import BoundLinear
+from fewbit.kernels.constant import constant_in_graphs
 from fewbit.kernels.prepared import prepared
 from fewbit.kernels.weights import PackedMatrix, dequantize, rows_of_scales
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor, PerToken
@@ -38,7 +39,7 @@ def has_layout(matrix: PackedMatrix) -> bool:
     return 0 not in matrix.shape and _has_layout(matrix.spec.text)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _has_layout(text: str) -> bool:
     return _has_layout_cached(text)
 
@@ -58,7 +59,7 @@ def takes_dynamic(spec: QSpec, matrix: PackedMatrix) -> bool:
     return has_layout(matrix) and _takes_rows(spec.text)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _takes_rows(text: str) -> bool:
     return _takes_rows_cached(text)
 
