@@ -17,6 +17,7 @@ from fewbit.integer.ir import LAYERS, Affine, Network, Node
 from fewbit.integer.lower import fit_biases
 from fewbit.integer.place import Placement, affine_of, place
 from fewbit.integer.refine import FloatLayer, with_weight
+from fewbit.integer.separate import separate
 from fewbit.integer.simplify import simplify
 from fewbit.integer.simulate import simulate
 from fewbit.nn import info
@@ -75,6 +76,7 @@ def placed(model: nn.Module, batches: Sequence[Any]) -> Placement:
             "the model has no layer with static integer activations; quantize it with W8A8 or W4A8 and calibration data"
         )
     simplify(found)
+    separate(found)
     return place(found)
 
 
@@ -97,7 +99,7 @@ def measure(
     missing = placement.missing()
     if not missing:
         return {}
-    like = next(asked[0] for asked in placement.wanted if asked)
+    like = _of_8_bits(next(asked[0] for asked in placement.wanted if asked))
     module, options, spec = _calibrator(model, like)
     numbers = {value: number for number in missing for value in placement.values(number)}
     statistics = {n: module.new_statistic(PerTensor(), options, placement.values(n)[0]) for n in missing}
@@ -127,6 +129,14 @@ def measure(
     return measured
 
 
+def _of_8_bits(like: Affine) -> Affine:
+    """What lies between layers has 8 bits, with codes that are signed, or around 0, as those of the layers are."""
+    if like.bits == 8:
+        return like
+    low, high = (-128, 127) if like.qmin < 0 else (0, 255)
+    return Affine(like.scale, like.zero_point, low, high)
+
+
 def _float_again(node: Node, floats: Mapping[str, FloatLayer]) -> Node:
     layer = floats.get(node.layer)
     if layer is None or node.weight is None:
@@ -141,8 +151,7 @@ def _calibrator(model: nn.Module, like: Affine) -> tuple[Any, Any, QSpec]:
     module = calibrate.get(recipe.get("calibrator", "mse"))
     options = module.Options(**recipe.get("calibrator_options", {}))
     symmetric = like.qmin < 0 and like.zero_point == 0
-    bits = (like.qmax - like.qmin + 1).bit_length() - 1
-    spec = QSpec.parse(f"{'int' if like.qmin < 0 else 'uint'}{bits}/tensor/{'sym' if symmetric else 'asym'}")
+    spec = QSpec.parse(f"{'int' if like.qmin < 0 else 'uint'}{like.bits}/tensor/{'sym' if symmetric else 'asym'}")
     return module, options, spec
 
 

@@ -41,6 +41,11 @@ class Affine:
         return torch.int8 if self.qmin < 0 else torch.uint8
 
     @property
+    def bits(self) -> int:
+        """Bits of a code; the lowest one may be left out."""
+        return (self.qmax - self.qmin).bit_length()
+
+    @property
     def fills_its_dtype(self) -> bool:
         """Whether a cast that saturates is all the clipping that there is: not with fewer bits, nor without −128."""
         info = torch.iinfo(self.dtype)

@@ -138,8 +138,7 @@ def affine_of(low: float, high: float, like: Affine) -> Affine:
 
     signed = like.qmin < 0
     narrow = signed and -like.qmin == like.qmax
-    bits = (like.qmax - like.qmin).bit_length()
     symmetry = "sym" if signed and like.zero_point == 0 else "asym"
-    spec = QSpec.parse(f"{'' if signed else 'u'}int{bits}/tensor/{symmetry}{'/narrow' if narrow else ''}")
+    spec = QSpec.parse(f"{'' if signed else 'u'}int{like.bits}/tensor/{symmetry}{'/narrow' if narrow else ''}")
     scale, zero_point = affine.scale_and_zero_point(torch.tensor(low), torch.tensor(high), spec, "a tensor")
     return Affine(float(scale), 0 if zero_point is None else int(zero_point), like.qmin, like.qmax)
