@@ -18,7 +18,7 @@ from typing import Any
 
 import _results
 
-COLUMNS = ("", "steps", "post-training", "trained", "converted", "to float", "agree", "values that differ")
+COLUMNS = ("", "steps", "post-training", "trained", "converted", "to float", "agree", "values that differ", "integers")
 
 
 def gather(folders: list[Path]) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def cells(row: dict[str, Any], reference: float) -> tuple[str, ...]:
         f"{best - reference:+.2f}",
         agreement,
         different,
+        f"{row['integers']:.2f}" if row.get("integers") else "",
     )
 
 
@@ -62,7 +63,8 @@ def main() -> None:
 Top-1 in percent on 5,000 test pictures; float: {found["float"]:.2f}{further}. First and last layer keep 8 bits.
 Post-training: the same recipe without training (`mse` ranges, bias correction). Trained: LSQ with distillation from the
 float network; agree: share of test pictures on which the trained and the converted model predict the same; values that
-differ: of all that their layers gave on these pictures.
+differ: of all that their layers gave on these pictures; integers: deployed as one network of integers, what lies
+between the layers in 8 bits.
 {options.note}
 Made by `examples/qat_cifar10.py`, gathered by `benchmarks/qat_cifar10.py`.
 

@@ -169,11 +169,12 @@ def mobilenetv2_small(classes: int) -> nn.Sequential:
 NETWORKS: dict[str, Callable[[int], nn.Sequential]] = {"resnet20": resnet20, "mobilenetv2": mobilenetv2_small}
 
 
-def accuracy(model: nn.Module, pictures: Pictures, batch: int = 250) -> float:
-    """Share of pictures whose top class is right, in evaluation mode."""
-    was = model.training
-    model.eval()
+def accuracy(model: Callable[[Tensor], Tensor], pictures: Pictures, batch: int = 250) -> float:
+    """Share of pictures whose top class is right; a module is asked in evaluation mode."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    was = module.training
+    module.eval()
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == labels).sum()) for x, labels in pictures.batches(batch))
-    model.train(was)
+    module.train(was)
     return right / len(pictures.labels)

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import fewbit
 from fewbit.atomic import write_text
+from fewbit.engines import Deployed
 from fewbit.errors import require
 from fewbit.recipe import Recipe, Rule
 from fewbit.train import Distillation
@@ -48,7 +49,8 @@ RATES = {**dict.fromkeys(WIDTHS, 0.004), 3: 0.01, 2: 0.02, 1: 0.02}
 @dataclass(frozen=True)
 class Row:
     """Top-1 in percent; and, of the trained and the converted model, the share of predictions on which they agree, and
-    how many of all values that their layers gave are not the same."""
+    how many of all values that their layers gave are not the same; ``integers``: as a network of integers from end to
+    end, where what lies between the layers is rounded to 8 bits, too."""
 
     name: str
     steps: int
@@ -58,6 +60,7 @@ class Row:
     agreement: float | None = None
     values: int | None = None
     different: int | None = None
+    integers: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def recipe(bits: int) -> Recipe:
     return Recipe(f"W{bits}A{bits}", rules=(Rule("@first", scheme="W8A8"), Rule("@last", scheme="W8A8")))
 
 
-def score(model: nn.Module, pictures: Pictures) -> float:
+def score(model: nn.Module | Deployed, pictures: Pictures) -> float:
     """Top-1 accuracy in percent."""
     return 100 * accuracy(model, pictures)
 
@@ -177,7 +180,8 @@ def trained(run: Run, bits: int, model: nn.Module, job: Job, schedule: PictureSc
     converted = fewbit.convert(prepared)
     found = agreement(prepared.eval(), converted, run.test)
     fewbit.save(converted, run.options.out / job.name, overwrite=True)
-    return {"steps": schedule.steps, **asdict(found)}
+    deployed = fewbit.deploy(converted, calibration(run.pictures), engine="torch")
+    return {"steps": schedule.steps, **asdict(found), "integers": score(deployed, run.test)}
 
 
 # --- what is told -------------------------------------------------------------------------------
@@ -204,7 +208,17 @@ def write_results(run: Run) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    titles = ("", "steps", "post-training", "trained", "converted", "to float", "agree", "values that differ")
+    titles = (
+        "",
+        "steps",
+        "post-training",
+        "trained",
+        "converted",
+        "to float",
+        "agree",
+        "values that differ",
+        "integers",
+    )
     lines = [f"| {' | '.join(titles)} |", "|---" + "|--:" * (len(titles) - 1) + "|"]
     for row in (Row(**row) for row in found["rows"]):
         best = row.post_training if row.converted is None else row.converted
@@ -212,6 +226,7 @@ def table(found: dict[str, Any]) -> str:
         agree = ["", ""] if row.values is None else [f"{row.agreement:.4f}", f"{row.different} of {row.values:.2e}"]
         to_float = f"{best - found['float']:+.2f}"
         cells = [row.name, str(row.steps), f"{row.post_training:.2f}", *trained, to_float, *agree]
+        cells.append("" if row.integers is None else f"{row.integers:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
