@@ -31,9 +31,10 @@ struct PlaneProblem {
 
 /// Rows whose codes move one step or more wherever that lowers the error (csrc/gptq.h).
 struct DescentProblem {
-  const float* gram;   // [cols][cols], symmetric
-  const float* scale;  // [rows][groups]
-  const float* zero;   // [rows][groups], whole numbers
+  const float* gram;      // [cols][cols], symmetric
+  const float* diagonal;  // [cols], of gram; set by csrc/passes.cpp
+  const float* scale;     // [rows][groups]
+  const float* zero;      // [rows][groups], whole numbers
   int64_t cols, group;
   float qmin, qmax;
   int32_t sweeps;
@@ -88,8 +89,10 @@ struct Kernels {
   void (*unpack)(const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
   /// The error of every candidate, [rows][candidates], as if no column made up for another.
   void (*weigh)(const PlaneProblem& problem, int32_t power, int64_t first, int64_t count);
-  /// Rows `first` to `first + count - 1`; scratch holds 3 * 16 * cols values.
+  /// Rows `first` to `first + count - 1`; scratch holds 4 * 16 * cols values, from a
+  /// multiple of 64 bytes on.
   void (*nearest_plane)(const PlaneProblem& problem, int64_t first, int64_t count, float* scratch);
+  /// At most 64 rows at a time.
   void (*descend)(const DescentProblem& problem, int64_t first, int64_t count);
   /// Columns 16 * block to 16 * block + 15; null where the set has no tiles, as gram_square is then.
   void (*gram_pack)(const GramProblem& problem, int64_t block);

@@ -204,21 +204,29 @@ void weigh(const Kernels& with, const PlaneProblem& problem, int32_t power) {
 
 void nearest_plane(const Kernels& with, const PlaneProblem& problem) {
   constexpr int64_t kTile = 16;  // problems side by side
-  const int64_t most = threads(), each = 3 * kTile * problem.cols;
-  std::vector<float> scratch(static_cast<size_t>(most * each));
+  const int64_t most = threads(), each = 4 * kTile * problem.cols;
+  std::vector<float> scratch(static_cast<size_t>(most * each + kTile));
+  float* memory = aligned(scratch.data());
   const int64_t cost = std::max<int64_t>(1, problem.cols * problem.cols * problem.candidates / 2);
   const int64_t rows = std::max<int64_t>(kTile, (int64_t{1} << 18) / cost / kTile * kTile);
   parallel_for((problem.rows + rows - 1) / rows,
                [&](int64_t piece, int slot) {
                  const int64_t first = piece * rows;
                  with.nearest_plane(problem, first, std::min(rows, problem.rows - first),
-                                    scratch.data() + slot * each);
+                                    memory + slot * each);
                },
                static_cast<int>(most));
 }
 
-void descend(const Kernels& with, const DescentProblem& problem, int64_t rows) {
-  parallel_for(rows, [&](int64_t row, int) { with.descend(problem, row, 1); });
+void descend(const Kernels& with, DescentProblem problem, int64_t rows) {
+  std::vector<float> diagonal(static_cast<size_t>(problem.cols));
+  for (int64_t j = 0; j < problem.cols; ++j)
+    diagonal[static_cast<size_t>(j)] = problem.gram[j * problem.cols + j];
+  problem.diagonal = diagonal.data();
+  constexpr int64_t kTogether = 32;
+  parallel_for((rows + kTogether - 1) / kTogether, [&](int64_t piece, int) {
+    with.descend(problem, piece * kTogether, std::min(kTogether, rows - piece * kTogether));
+  });
 }
 
 bool gram(const Kernels& with, GramProblem problem) {

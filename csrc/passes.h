@@ -40,7 +40,7 @@ void pack(const Kernels& with, const uint8_t* codes, int64_t count, int bits, ui
 void unpack(const Kernels& with, const uint8_t* data, int64_t count, int bits, bool is_signed, uint8_t* out);
 void weigh(const Kernels& with, const PlaneProblem& problem, int32_t power);
 void nearest_plane(const Kernels& with, const PlaneProblem& problem);
-void descend(const Kernels& with, const DescentProblem& problem, int64_t rows);
+void descend(const Kernels& with, DescentProblem problem, int64_t rows);
 /// False where the set has no tiles; nothing is added then. The scratch is made here.
 bool gram(const Kernels& with, GramProblem problem);
 

@@ -25,7 +25,7 @@ from fewbit.numbers.spec import QSpec
 
 NEEDS: tuple[str, ...] = ("gram",)
 _ORDERS = ("activation", "given")
-_VALUES = 2**23  # of a weight that are rounded together
+_VALUES = 2**22  # of a weight that are rounded together
 _STEP = 256  # columns after which rows are given up that rounding to nearest serves worse
 
 
@@ -86,7 +86,7 @@ def quantize_weight(
     solver = _solver(seen, weight.device, group, missing, options, name)
     # Rows do not meet, and what is made of them is several times as large as they are.
     at_once = shape[0] if isinstance(spec.granularity, PerTensor) else max(1, _VALUES // work.shape[1])
-    parts = [_rows(part, solver, spec, group, options, name) for part in torch.split(work, at_once)]
+    parts = [_kept(_rows(part, solver, spec, group, options, name), spec) for part in torch.split(work, at_once)]
     return _lattice.to_qtensor(_joined(parts), spec, shape)
 
 
@@ -131,12 +131,18 @@ def _rows(work: Tensor, solver: _Solver, spec: QSpec, group: int, options: Optio
     return _no_worse_than_nearest(found, work, solver, spec, name)
 
 
+def _kept(part: Rounded, spec: QSpec) -> Rounded:
+    """What is kept of some rows: not what they changed, and codes in their own type."""
+    codes = part.codes.to(spec.format.code_dtype) if spec.format.is_integer else part.codes
+    return Rounded(codes, part.scale, part.zero, torch.empty(0))
+
+
 def _joined(parts: list[Rounded]) -> Rounded:
-    """All rows again; what each changed is not needed any more."""
+    """All rows again."""
     if len(parts) == 1:
         return parts[0]
     codes, scale, zero = (torch.cat([getattr(part, f) for part in parts]) for f in ("codes", "scale", "zero"))
-    return Rounded(codes, scale, zero, parts[0].change[:0])
+    return Rounded(codes, scale, zero, parts[0].change)
 
 
 def _check(weight: Tensor, spec: QSpec, options: Options, name: str) -> None:
