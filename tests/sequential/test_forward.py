@@ -14,7 +14,7 @@ from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.layers import QuantLinear
 from fewbit.nn.weight import PackedWeight, QuantizedWeight
 from fewbit.pipeline import quantize_tensor
-from fewbit.sequential.forward import Seen, forward_type, over_windows, stand_ins
+from fewbit.sequential.forward import Seen, computing, forward_type, narrow, over_windows, stand_ins
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -86,3 +86,23 @@ def test_stand_ins_compute_the_same(compute: str, bound: float) -> None:
     x = torch.randn(3, 16)
     ((_, output),) = over_windows([0], lambda _: made["block.layer"](x), compute)
     assert float((output - layer(x)).norm() / layer(x).norm()) < bound
+
+
+def test_layers_hold_narrow_weights_for_a_while() -> None:
+    layer, norm = nn.Linear(4, 3), nn.LayerNorm(4)
+    tied = nn.Linear(4, 3)
+    tied.weight = layer.weight
+    weight, x = layer.weight, torch.randn(2, 4)
+    with computing("bfloat16"):
+        wanted = layer(x)
+        with narrow([layer, norm], "bfloat16"):
+            assert layer.weight.dtype == torch.bfloat16
+            assert tied.weight is weight
+            assert norm.weight.dtype == torch.float32
+            assert torch.equal(layer(x), wanted)
+    assert layer.weight is weight
+    with pytest.raises(KeyError), narrow([layer], "bfloat16"):
+        raise KeyError
+    assert layer.weight is weight
+    with narrow([layer], "float32"):
+        assert layer.weight is weight

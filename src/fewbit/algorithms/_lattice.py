@@ -20,7 +20,8 @@ from fewbit.numbers.scale_type import round_scale
 from fewbit.numbers.spec import QSpec
 
 _LARGEST_DAMPING = 1e3
-_BLOCK = 2048  # columns of a Gram matrix that are copied or factorized at a time
+_BLOCK = 2048  # columns of a Gram matrix that are copied at a time
+_PANEL = 256  # and that are factorized
 # The smallest share of its range that a block may be clipped to, by bits; rounding is finer with more, clipping is not.
 _SMALLEST_CLIP = {1: 0.2, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.7, 6: 0.8}
 
@@ -103,7 +104,7 @@ def _ordered(matrix: Tensor, columns: Tensor) -> Tensor:
     ordered = torch.empty_like(matrix)
     for start in range(0, len(columns), _BLOCK):
         here = slice(start, start + _BLOCK)
-        ordered[here] = matrix[columns[here]][:, columns]
+        ordered[here] = matrix.index_select(0, columns[here]).index_select(1, columns)
     return ordered
 
 
@@ -122,16 +123,16 @@ def _cholesky(matrix: Tensor) -> bool:
 
 def _cholesky_in_place(matrix: Tensor) -> bool:
     size = len(matrix)
-    for start in range(0, size, _BLOCK):
-        stop = min(start + _BLOCK, size)
+    for start in range(0, size, _PANEL):
+        stop = min(start + _PANEL, size)
         lower, failed = torch.linalg.cholesky_ex(matrix[start:stop, start:stop])
         if bool(failed) or not bool((lower.diagonal() > 0).all()):
             return False
         matrix[start:stop, start:stop] = lower
         below = torch.linalg.solve_triangular(lower, matrix[stop:, start:stop].T, upper=False).T.contiguous()
         matrix[stop:, start:stop] = below
-        for left in range(stop, size, _BLOCK):
-            right, skipped = min(left + _BLOCK, size), left - stop
+        for left in range(stop, size, _PANEL):
+            right, skipped = min(left + _PANEL, size), left - stop
             matrix[left:, left:right].addmm_(below[skipped:], below[skipped : right - stop].T, alpha=-1)
     matrix.tril_()
     return True

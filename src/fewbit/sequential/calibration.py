@@ -14,9 +14,10 @@ from fewbit.nn.intercept import Call
 from fewbit.nn.observe import observed
 from fewbit.nn.statistics import LayerStatistics, new_statistics, solve_input
 from fewbit.nn.swap import quantized_weight
+from fewbit.numbers.affine import check_finite
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture, tree
-from fewbit.sequential.forward import Seen, over_windows
+from fewbit.sequential.forward import Seen, narrow, over_windows
 from fewbit.sequential.solve import solve_group
 from fewbit.sequential.sums import InputSums, Wanted
 from fewbit.sequential.work import Work
@@ -39,10 +40,16 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
     Returns:
         A note on layers that saw no data.
     """
+    for plan in (plan for group in groups for plan in group):  # before its outputs are blamed on the data
+        weight = work.store.model.get_submodule(plan.name).weight
+        assert isinstance(weight, Tensor)
+        check_finite(weight, f"the weight of {plan.name}")
     folds: dict[int, Fold] = {}
-    for number, some in enumerate(_passes(work, groups)):
-        work.expect(len(work.mine) if number else 0)
-        folds |= _collect(work, {g: groups[g] for g in some}, forward, folds)
+    layers = [work.store.model.get_submodule(plan.name) for group in groups for plan in group]
+    with narrow(layers if work.folder is None else (), work.compute):  # as much again of a block
+        for number, some in enumerate(_passes(work, groups)):
+            work.expect(len(work.mine) if number else 0)
+            folds |= _collect(work, {g: groups[g] for g in some}, forward, folds)
     starved: list[str] = []
     order = sorted(
         range(len(groups)), key=lambda g: columns(work, groups[g])
