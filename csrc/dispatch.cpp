@@ -5,6 +5,7 @@
 // Why an environment variable: tests and bug reports must be able to run every set on one machine.
 #include "dispatch.h"
 
+#include <cctype>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -60,7 +61,12 @@ const Kernels& choose_kernels(std::string wanted) {
 
 const Kernels& choose_kernels() {
   const char* variable = std::getenv("FEWBIT_ISA");
-  return choose_kernels(std::string(variable == nullptr ? "" : variable));
+  std::string wanted;
+  for (const char* at = variable == nullptr ? "" : variable; *at != '\0'; ++at) {
+    const unsigned char letter = static_cast<unsigned char>(*at);
+    if (std::isspace(letter) == 0) wanted += static_cast<char>(std::tolower(letter));
+  }
+  return choose_kernels(wanted);
 }
 
 }  // namespace fewbit

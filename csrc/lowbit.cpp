@@ -79,15 +79,16 @@ void run_integer(const LowbitKernels& kernels, LowbitCall call) {
   const bool on_tiles = kernels.integer_tile_rows > 0 && call.rows >= kernels.integer_tile_rows;
   const int most = threads();
   const size_t codes = lines(call.rows * ((w.padded + 63) / 64 * 64)), each = lines(call.rows * w.groups * 4);
-  const size_t shifts = call.row_zero == nullptr ? 0 : lines(call.rows * 4);
+  const size_t factors = lines(call.rows * 4), shifts = call.row_zero == nullptr ? 0 : factors;
   const Cut cut(call, on_tiles);
   const size_t scratch = on_tiles ? lines(tile_scratch(w, std::min(call.rows, cut.rows), cut.tiles, 1)) : 0;
-  uint8_t* memory = workspace.take(codes + 2 * each + shifts + scratch * static_cast<size_t>(most));
+  uint8_t* memory = workspace.take(codes + 2 * each + shifts + factors + scratch * static_cast<size_t>(most));
   call.codes = memory;
   call.scale = reinterpret_cast<float*>(memory + codes);
   call.sum = reinterpret_cast<int32_t*>(memory + codes + each);
   if (shifts > 0) call.shift = reinterpret_cast<int32_t*>(memory + codes + 2 * each);
-  uint8_t* slots = memory + codes + 2 * each + shifts;
+  call.factor = reinterpret_cast<float*>(memory + codes + 2 * each + shifts);
+  uint8_t* slots = memory + codes + 2 * each + shifts + factors;
   prepare_rows(call, kernels.prepare_integer);
   parallel_for(
       cut.across * cut.down,
@@ -109,17 +110,19 @@ void run_float(const LowbitKernels& kernels, LowbitCall call) {
   const bool on_tiles = kernels.float_tile_rows > 0 && call.rows >= kernels.float_tile_rows;
   const int most = threads();
   const int64_t row_bytes = w.padded * (on_tiles ? (call.row_type == RowType::bf16 ? 2 : 6) : 4);
-  const size_t rows = lines(call.rows * row_bytes);
+  const size_t rows = lines(call.rows * row_bytes), factors = lines(call.rows * 4);
   const Cut cut(call, on_tiles);
   const size_t scratch = on_tiles ? lines(tile_scratch(w, std::min(call.rows, cut.rows), cut.tiles, 2)) : 0;
-  call.codes = workspace.take(rows + scratch * static_cast<size_t>(most));
+  call.codes = workspace.take(rows + factors + scratch * static_cast<size_t>(most));
+  call.factor = reinterpret_cast<float*>(call.codes + rows);
+  uint8_t* slots = call.codes + rows + factors;
   prepare_rows(call, on_tiles ? kernels.prepare_tiles_float : kernels.prepare_float);
   parallel_for(
       cut.across * cut.down,
       [&](int64_t number, int slot) {
         const LowbitPiece piece = cut.piece(call, number);
         if (on_tiles) {
-          kernels.float_tiles(call, piece, call.codes + rows + static_cast<size_t>(slot) * scratch);
+          kernels.float_tiles(call, piece, slots + static_cast<size_t>(slot) * scratch);
         } else {
           kernels.floating(call, piece);
         }

@@ -54,6 +54,7 @@ struct LowbitCall {
   float* scale = nullptr;
   int32_t* sum = nullptr;
   int32_t* shift = nullptr;  // [M]: zero points of the signed codes, or null
+  float* factor = nullptr;   // [M]: powers of two that the sums are multiplied with, 1 but for huge values
 };
 
 /// A range of rows, a multiple of 16 long but for the last, by a range of tiles.

@@ -110,12 +110,13 @@ inline void finish_any(const LowbitCall& call, int64_t row, int64_t at, int coun
 /// Write the outputs of `row` and `tile` from their sums.
 inline void finish(const LowbitCall& call, int64_t row, int64_t tile, const float* sums) {
   const int64_t at = tile * kTile, left = call.weights.outputs - at;
-  if (left >= kTile && !call.bf16_out && call.activation == Activation::none) {
+  const float factor = call.factor[row];
+  if (factor == 1.0f && left >= kTile && !call.bf16_out && call.activation == Activation::none) {
     const float* bias = call.bias == nullptr ? nullptr : call.bias + at;
     return finish_plain(sums, bias, static_cast<float*>(call.y) + row * call.weights.outputs + at);
   }
   float v[kTile];
-  std::memcpy(v, sums, sizeof v);
+  for (int i = 0; i < kTile; ++i) v[i] = sums[i] * factor;
   finish_any(call, row, at, static_cast<int>(left < kTile ? left : kTile), v);
 }
 

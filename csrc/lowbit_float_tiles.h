@@ -23,10 +23,10 @@ inline uint16_t leading_bfloat(float v) {
 
 /// 32 floats as bfloat16 parts [kParts][distance], in the order of the tiles.
 template <int kParts>
-inline void split_run(const float* x, uint16_t* to, int64_t distance) {
+inline void split_run(const float* x, float factor, uint16_t* to, int64_t distance) {
   for (int i = 0; i < kBlock; ++i) {
     const int at = (i & ~3) | ((i & 1) << 1) | ((i >> 1) & 1);
-    float rest = x[at];
+    float rest = x[at] * factor;
     for (int part = 0; part < kParts; ++part) {
       const uint16_t lead = leading_bfloat(rest);
       to[part * distance + i] = lead;
@@ -43,14 +43,16 @@ void prepare_tiles_float(const LowbitCall& call, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += kRowBlock) {
     const int rows = rows_of(call, first);
     uint16_t* block = reinterpret_cast<uint16_t*>(call.codes) + first * call.weights.padded * parts;
+    float factors[kRowBlock];
+    for (int r = 0; r < rows; ++r) factors[r] = tamed(call, first + r);
     for (int64_t k = 0; k < call.weights.padded; k += kBlock) {
       for (int r = 0; r < rows; ++r) {
         const float* x = read_floats(call, first + r, k, kBlock, buffer);
         uint16_t* to = block + (k * parts * rows) + r * kBlock;
         if (parts == 1) {
-          split_run<1>(x, to, 0);
+          split_run<1>(x, factors[r], to, 0);
         } else {
-          split_run<3>(x, to, rows * kBlock);
+          split_run<3>(x, factors[r], to, rows * kBlock);
         }
       }
     }

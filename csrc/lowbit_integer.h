@@ -1,11 +1,11 @@
 // Low-bit weights times int8 activations: int32 within a group, floats across groups.
 //
 // Layout: one tile and up to kMaxRows rows at a time; the sums of a tile stay in registers through all of K.
-// Cost: for 64 products one to three bit operations and a dot product; with one row the memory is what it
-// waits for, so lines are asked for some KiB ahead and codes are multiplied where they stand in their bytes,
-// which saves the shifts. Why zero points begin the sum: sum x (q - z) = sum x q - z sum x, exact in int32,
-// and one instruction a group. Every row and output is computed alone and in one order, so neither the number
-// of threads nor the number of rows changes a bit.
+// Cost: for 64 products one bit operation (of 3 bits sometimes three) and a dot product; with one row the
+// memory is what it waits for, so lines are asked for some KiB ahead and codes are multiplied where they
+// stand in their bytes, which saves the shifts. Why zero points begin the sum: sum x (q - z) = sum x q - z
+// sum x, exact in int32, and one instruction a group. Every row and output is computed alone and in one
+// order, so neither the number of threads nor the number of rows changes a bit.
 #pragma once
 
 #include "lowbit_finish.h"

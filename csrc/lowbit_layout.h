@@ -7,15 +7,16 @@
 //   8 bits  line i                     k = 4 i .. 4 i + 3
 //   4 bits  line i, low / high nibble  k = 8 i .. + 3 / k = 8 i + 4 .. + 3
 //   2 bits  line i, bits 2 f, 2 f + 1  k = 16 i + 4 f .. + 3
-//   3 bits  lines 0 and 1 two bits of each code as for 2 bits, line 2 its third bit: next to the field where
-//           it counts 4 (fields 0 and 2) or 1 (fields 1 and 3); for line 1 moved up by two bits
+//   3 bits  line i, bits 0-2, 3-5      k = 12 i .. + 3 / k = 12 i + 4 .. + 3
+//           lines 0 and 1, bits 6-7    the upper two bits of k = 12 i + 8 .. + 3, bit 6 + i of line 2 the
+//           lowest
 // Scales and zero points lie apart as [tile][group][16]. So the weights of a tile are one stream.
 // Cost: one load feeds 2 (4 bits) to 4 (2 bits) dot products of 64; a mask brings out a code where it stands,
-// one instruction more a code of 3 bits, and a shift moves it down where that is needed.
-// Why: a line is the second operand of vpdpbusd for 16 outputs with a broadcast of four activations as first
-// operand, no sum across lanes is ever needed; 16 unpacked lines are one AMX tile of 64 k by 16 outputs, and
-// halves and quarters of a line serve 256-bit and 128-bit registers. The layout is the same on every
-// instruction set.
+// but for a quarter of those of 3 bits, which take three instructions, and a shift moves it down where that
+// is needed. Why: a line is the second operand of vpdpbusd for 16 outputs with a broadcast of four
+// activations as first operand, no sum across lanes is ever needed; 16 unpacked lines are one AMX tile of 64
+// k by 16 outputs, and halves and quarters of a line serve 256-bit and 128-bit registers. The layout is the
+// same on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -34,37 +35,26 @@ constexpr int64_t kPart = kLine / Simd::kParts;
 
 /// Fields of a line: steps whose codes stand at places of their own.
 template <int kBits>
-constexpr int kFields = kBits == 8 ? 1 : (kBits == 4 ? 2 : 4);
+constexpr int kFields = kBits == 3 ? 3 : 8 / kBits;
 
 /// How far up the codes of a field stand in `raised_codes`.
 template <int kBits>
 constexpr int raise(int field) {
-  if (kBits == 3) return field / 2 * 4 + field % 2;
-  return kBits == 8 ? 0 : kBits * field;
-}
-
-/// The third bits of step kStep's codes of 3 bits, where `raised_codes` wants them, and other bits.
-template <int kStep>
-inline Simd::Bytes third_bits(Simd::Bytes line) {
-  if constexpr (kStep < 4) return line;
-  if constexpr (kStep == 6) return Simd::left<6>(line);
-  return Simd::right<2>(line);
+  return kBits == 3 && field == 2 ? 5 : kBits * field;
 }
 
 /// Part `part` of the codes k = 4 kStep .. 4 kStep + 3 of a block, one a byte, times 2^raise(kStep %
 /// kFields).
 template <int kBits, int kStep>
 inline Simd::Bytes raised_codes(const uint8_t* block, int part) {
-  constexpr int kField = kStep % kFields<kBits>;
+  constexpr int kField = kStep % kFields<kBits>, kNumber = kStep / kFields<kBits>;
   const uint8_t* p = block + part * kPart;
-  const Simd::Bytes line = Simd::load(p + kStep / kFields<kBits> * kLine);
+  const Simd::Bytes line = Simd::load(p + kNumber * kLine);
   if constexpr (kBits == 8) {
     return line;
-  } else if constexpr (kBits == 3) {
-    constexpr uint8_t kThird = kField == 0 ? 4 : (kField == 1 ? 2 : (kField == 2 ? 64 : 32));
-    const Simd::Bytes third = third_bits<kStep>(Simd::load(p + 2 * kLine));
-    return Simd::either(Simd::both(line, Simd::bytes(3 << 2 * kField)),
-                        Simd::both(third, Simd::bytes(kThird)));
+  } else if constexpr (kBits == 3 && kField == 2) {
+    const Simd::Bytes lowest = Simd::right<1 + kNumber>(Simd::load(p + 2 * kLine));
+    return Simd::either(Simd::both(line, Simd::bytes(0xC0)), Simd::both(lowest, Simd::bytes(0x20)));
   } else {
     return Simd::both(line, Simd::bytes(static_cast<uint8_t>(((1 << kBits) - 1) << kBits * kField)));
   }

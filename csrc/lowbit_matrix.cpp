@@ -70,12 +70,12 @@ void put(uint8_t* block, int bits, int step, size_t at, uint32_t code) {
     case 4:
       line(step / 2) = static_cast<uint8_t>(line(step / 2) | code << 4 * (step % 2));
       return;
-    case 3: {  // the fields where the third bit counts 4, and those where it counts 1
-      constexpr int kPlace[] = {2, 1, 6, 5, 4, 3, 0, 7};
-      const uint32_t third = step % 2 == 0 ? code >> 2 : code & 1;
-      line(2) = static_cast<uint8_t>(line(2) | third << kPlace[step]);
-      code = step % 2 == 0 ? code & 3 : code >> 1;
-      [[fallthrough]];
+    case 3: {
+      const int number = step / 3, field = step % 3;
+      const uint32_t there = field == 2 ? code >> 1 << 6 : code << 3 * field;
+      line(number) = static_cast<uint8_t>(line(number) | there);
+      if (field == 2) line(2) = static_cast<uint8_t>(line(2) | (code & 1) << (6 + number));
+      return;
     }
     default:
       line(step / 4) = static_cast<uint8_t>(line(step / 4) | code << 2 * (step % 4));

@@ -124,10 +124,23 @@ inline float magnitude_of(const LowbitCall& call, int64_t row, int64_t begin, in
 
 /// The scale of quantize_rows_dynamic for columns [begin, end) of a row.
 inline float dynamic_scale(const LowbitCall& call, int64_t row, int64_t begin, int64_t end) {
-  const float amax = magnitude_of(call, row, begin, end);
-  const float step = amax == 0.0f ? 1.0f : amax / static_cast<float>(call.qmax);
-  constexpr float kSmallestNormal = std::numeric_limits<float>::min();
-  return step < kSmallestNormal ? kSmallestNormal : step;
+  return symmetric_scale(magnitude_of(call, row, begin, end), call.qmax);
+}
+
+/// Rows with scales above this have them divided by it, so that no sum overflows whose result does not: an
+/// int32 times 2^64 is a float.
+constexpr float kLargeScale = 0x1p64f;
+
+/// Makes the scales of a row fit to be multiplied with, and notes what the outputs are to be multiplied with.
+inline void tame_scales(const LowbitCall& call, int64_t first, int row, int rows) {
+  float* scales = call.scale + first * call.weights.groups + row;
+  float largest = 0.0f;
+  for (int64_t g = 0; g < call.weights.groups; ++g) {
+    largest = scales[g * rows] > largest ? scales[g * rows] : largest;
+  }
+  call.factor[first + row] = largest > kLargeScale ? kLargeScale : 1.0f;
+  if (largest <= kLargeScale) return;
+  for (int64_t g = 0; g < call.weights.groups; ++g) scales[g * rows] *= 1.0f / kLargeScale;
 }
 
 /// Codes of columns [k, k + n) of a row, quantized with `scale` or copied, as signed bytes.
@@ -172,6 +185,7 @@ inline void prepare_integer_row(const LowbitCall& call, int64_t first, int row, 
     call.scale[first * w.groups + g * rows + row] = scale;
     call.sum[first * w.groups + g * rows + row] = sum.total();
   }
+  tame_scales(call, first, row, rows);
   each_run(w.padded, depth_of(w), [&](int64_t k, int64_t n) {
     std::memset(codes + (k / kChunk * rows + row) * kChunk + k % kChunk, 0, static_cast<size_t>(n));
   });
@@ -184,12 +198,23 @@ void prepare_integer(const LowbitCall& call, int64_t begin, int64_t end) {
   }
 }
 
+/// What floats of a row are multiplied with before the product, a power of two; its inverse is noted for the
+/// outputs. Values up to 2^96 times 255 in sums of a million of them fit a float; larger ones are divided by
+/// 2^32.
+inline float tamed(const LowbitCall& call, int64_t row) {
+  const float largest = magnitude_of(call, row, 0, call.weights.padded);
+  call.factor[row] = largest > 0x1p96f ? 0x1p32f : 1.0f;
+  return largest > 0x1p96f ? 0x1p-32f : 1.0f;
+}
+
 void prepare_float(const LowbitCall& call, int64_t begin, int64_t end) {
   float buffer[kChunk];
   for (int64_t row = begin; row < end; ++row) {
     float* to = reinterpret_cast<float*>(call.codes) + row * call.weights.padded;
+    const float factor = tamed(call, row);
     each_run(0, call.weights.padded, [&](int64_t k, int64_t n) {
-      std::memcpy(to + k, read_floats(call, row, k, n, buffer), static_cast<size_t>(n) * sizeof(float));
+      const float* x = read_floats(call, row, k, n, buffer);
+      for (int64_t i = 0; i < n; ++i) to[k + i] = x[i] * factor;
     });
   }
 }

@@ -89,14 +89,20 @@ float largest_magnitude(const float* x, int64_t n) {
   return float_of_bits32(largest);
 }
 
-/// Symmetric, scale = amax / qmax for each row, at least the smallest normal float, and 1 for a row of zeros.
-/// Codes lie within +-qmax. The second pass over a row finds it in the cache.
-void quantize_rows_dynamic(const float* x, Shape shape, int32_t qmax, int8_t* out, float* scale) {
+/// The symmetric scale of values up to amax: amax / qmax, at least the smallest normal float, 1 for zeros.
+/// NaN for an infinity, which no scale serves: all that is multiplied with it then shows that.
+inline float symmetric_scale(float amax, int32_t qmax) {
   constexpr float kSmallestNormal = std::numeric_limits<float>::min();
+  if (amax > std::numeric_limits<float>::max()) return std::numeric_limits<float>::quiet_NaN();
+  const float step = amax == 0.0f ? 1.0f : amax / static_cast<float>(qmax);
+  return step < kSmallestNormal ? kSmallestNormal : step;
+}
+
+/// Symmetric with a scale for each row, codes within +-qmax. The second pass over a row finds it in the
+/// cache.
+void quantize_rows_dynamic(const float* x, Shape shape, int32_t qmax, int8_t* out, float* scale) {
   for (int64_t r = 0; r < shape.rows; ++r, x += shape.cols, out += shape.cols) {
-    const float amax = largest_magnitude(x, shape.cols);
-    const float step = amax == 0.0f ? 1.0f : amax / static_cast<float>(qmax);
-    scale[r] = step < kSmallestNormal ? kSmallestNormal : step;
+    scale[r] = symmetric_scale(largest_magnitude(x, shape.cols), qmax);
     quantize_row(x, shape.cols, scale[r], 0, {-qmax, qmax}, out);
   }
 }

@@ -68,6 +68,8 @@ def test_the_remedy_for_a_missing_peer_is_shown_whole(command: Any, monkeypatch:
     [
         (["--shape", "4096"], "--shape takes M, K and N"),
         (["--shape", "0x8x8"], "--shape takes M, K and N"),
+        (["--shape", "99999999x8x8"], "is too large: M, K and N go up to 999999"),
+        (["--shape", "1x999936X999936"], "is too large"),
         (["--shape", "1x100x8"], "K is no multiple of the group, 128"),
     ],
 )

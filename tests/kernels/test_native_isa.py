@@ -52,6 +52,10 @@ def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
     assert digests_of(isa) == digests_of("portable")
 
 
+def test_the_variable_may_have_capitals_and_blanks_around() -> None:
+    assert python(" Portable ", "-c", "from fewbit import _native; print(_native.isa())").stdout.strip() == "portable"
+
+
 @pytest.mark.parametrize("isa", native.available_isas())
 def test_the_variable_forces_an_instruction_set(isa: str) -> None:
     done = subprocess.run(

@@ -10,6 +10,7 @@ from product_cases import Activations, activations, pack, weight
 from torch import Tensor
 from torch.library import opcheck
 
+from fewbit.errors import FewbitError
 from fewbit.kernels import ops, products, weights
 from fewbit.kernels.activations import quantize_dynamic, quantize_static
 from fewbit.kernels.products import Geometry
@@ -160,3 +161,42 @@ def test_operators_return_no_view_of_their_arguments() -> None:
     x = torch.zeros(1, 4)
     codes, scale, zero = ops._quantize_dynamic(x, "int8/token/sym")
     assert len({t.data_ptr() for t in (x, codes, scale, zero)}) == 4
+
+
+# --- called with anything -----------------------------------------------------------------------
+
+
+def test_scales_of_another_shape_are_refused() -> None:
+    matrix = pack(weight("int4/g32/sym", 4, 64))
+    flat = (matrix.codes, matrix.scale.reshape(-1), None, "int4/g32/sym", 4, 64)
+    for call in (
+        lambda: ops._dequantize(*flat),
+        lambda: ops._linear_lowbit(normal(2, 64), *flat, None, "", ""),
+        lambda: ops._linear(torch.ones(2, 64, dtype=torch.int8), torch.ones(()), None, *flat, None),
+    ):
+        with pytest.raises(FewbitError, match=r"have scales \(4, 2\), not \(8,\)"):
+            call()
+
+
+def test_weights_without_rows_are_refused() -> None:
+    matrix = pack(weight("int4/g32/sym", 4, 64))
+    with pytest.raises(FewbitError, match="-4 rows"):
+        ops._dequantize(matrix.codes, matrix.scale, None, "int4/g32/sym", -4, 64)
+
+
+@pytest.mark.parametrize("broken", ["stride", "groups"])
+def test_a_walk_that_stands_still_is_refused(broken: str) -> None:
+    matrix = pack(weight("int8/channel/sym", 4, 36))
+    stride, groups = [0 if broken == "stride" else 1] * 2, 0 if broken == "groups" else 1
+    x = torch.ones(1, 4, 6, 6, dtype=torch.int8)
+    flat = (matrix.codes, matrix.scale, None, "int8/channel/sym", 4, 36)
+    with pytest.raises(FewbitError, match="at least 1"):
+        ops._conv(x, torch.ones(()), None, *flat, None, [3, 3], stride, [0, 0], [0, 0], [1, 1], groups)
+
+
+def test_activations_of_one_scale_are_no_rows() -> None:
+    matrix = pack(weight("int4/g32/sym", 4, 64))
+    with pytest.raises(FewbitError, match="no product of activations int8/tensor/sym"):
+        ops._linear_lowbit(
+            normal(2, 64), matrix.codes, matrix.scale, None, "int4/g32/sym", 4, 64, None, "int8/tensor/sym", ""
+        )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHAPES = ("1x4096x4096", "16x4096x4096", "256x4096x4096")
 _BITS = (4, 8)
+_MOST, _MOST_BYTES = 999_999, 4 << 30
 
 
 def bench(
@@ -123,10 +124,13 @@ def _race(case: Case, limits: Limits | None, with_peers: bool, rounds: int) -> t
 def _case(text: str, bits: int, group: int, footprint: int) -> Case:
     from fewbit.bench.case import Case
 
-    match = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})[x×](\d{1,6})", text)
-    if match is None or "0" in match.groups():
+    match = re.fullmatch(r"(\d+)[xX×](\d+)[xX×](\d+)", text)
+    sizes = [int(part[:9]) for part in match.groups()] if match else []
+    if 0 in sizes or not sizes:
         raise FewbitError(f"--shape takes M, K and N, such as 16x4096x4096, not {text!r}")
-    m, k, n = (int(part) for part in match.groups())
+    if max(sizes) > _MOST or 4 * sizes[1] * sizes[2] > _MOST_BYTES:
+        raise FewbitError(f"--shape {text} is too large: M, K and N go up to {_MOST}, a float32 weight up to 4 GiB")
+    m, k, n = sizes
     group = 0 if bits == 8 else group
     if group and k % group:
         raise FewbitError(f"--shape {text}: K is no multiple of the group, {group}; choose another --group")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,8 @@ def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, spec: Q
 def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scale and zero point of ``x``, ranged by its own values at the spec's granularity.
 
-    Unlike calibration this never refuses small values: a block of zeros has scale 1, a smaller scale than the smallest
-    normal number is raised to it.
+    Unlike calibration this never refuses values: a block of zeros has scale 1, a smaller scale than the smallest normal
+    number is raised to it, and one with a NaN or an infinity is NaN, which the product then shows.
     """
     x = x.detach().to(torch.float32)
     grain, shape = spec.granularity, tuple(x.shape)
@@ -58,10 +60,11 @@ def _range(blocks: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
     else:
         width = high / (spec.qmax - spec.qmin) - low / (spec.qmax - spec.qmin)
     scale = torch.where(width == 0, 1.0, width.clamp(min=_SMALLEST_SCALE))  # NaN stays, so that it shows
+    scale = torch.where(scale == math.inf, math.nan, scale)
     zero = torch.zeros_like(scale)
     if not spec.symmetric:
         zero = torch.round(spec.qmin - low / scale).clamp(spec.qmin, spec.qmax)
-        zero = torch.where(width > 0, zero, 0.0)  # 0 for NaN, too
+        zero = torch.where((width > 0) & scale.isfinite(), zero, 0.0)  # 0 for NaN, too
     return scale.contiguous(), zero.to(torch.int32).contiguous()
 
 

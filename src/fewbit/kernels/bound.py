@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from fewbit.kernels import threads
 
@@ -66,11 +68,13 @@ class BoundLinear:
             type(x) is Tensor
             and ((dtype := x.dtype) is torch.float32 or dtype is torch.bfloat16)
             and x.is_cpu
+            and peek_interpreter_stack() is None  # no transform of torch.func, whose tensors have no memory
             and x.is_contiguous()
             and not (x.is_neg() or x._is_zerotensor())  # whose memory does not hold their values
             and x.dim() > 0
             and x.shape[-1] == self.columns
             and not (x.requires_grad and torch.is_grad_enabled())
+            and forward_ad._current_level < 0  # none is being differentiated
             and (self.few is None or x.numel() < self.few)
             and self.holds(buffers, bias, quantizer)
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewbit.errors import FewbitError
 from fewbit.kernels import activations, lowbit, products, weights
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
@@ -57,7 +58,7 @@ def _linear(
     columns: int,
     bias: Tensor | None,
 ) -> Tensor:
-    matrix = PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))
+    matrix = _matrix(codes, scale, zero_point, spec, rows, columns)
     return products.linear(x, x_scale, x_zero_point, matrix, bias)
 
 
@@ -96,7 +97,12 @@ def _conv(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    matrix = PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))
+    matrix = _matrix(codes, scale, zero_point, spec, rows, columns)
+    if min([*kernel, *stride, *dilation, groups]) < 1:
+        raise FewbitError(
+            f"a convolution's kernel, stride, dilation and groups are at least 1, not "
+            f"{kernel}, {stride}, {dilation}, {groups}"
+        )
     padding = tuple(zip(before, after))
     geometry = Geometry(tuple(kernel), tuple(stride), padding, tuple(dilation), groups)
     return products.conv(x, x_scale, x_zero_point, matrix, bias, geometry).contiguous()
@@ -128,7 +134,7 @@ def _(
 
 @torch.library.custom_op("fewbit::dequantize", mutates_args=())
 def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int) -> Tensor:
-    return weights.dequantize(PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))).clone()
+    return weights.dequantize(_matrix(codes, scale, zero_point, spec, rows, columns)).clone()
 
 
 @_dequantize.register_fake
@@ -149,8 +155,10 @@ def _linear_lowbit(
     x_spec: str,
     activation: str,
 ) -> Tensor:
-    matrix = PackedMatrix(codes, scale, zero_point, QSpec.parse(spec), (rows, columns))
+    matrix = _matrix(codes, scale, zero_point, spec, rows, columns)
     if x_spec:
+        if not lowbit.takes_dynamic(QSpec.parse(x_spec), matrix):
+            raise FewbitError(f"fewbit::linear_lowbit has no product of activations {x_spec} and weights {spec}")
         return lowbit.linear_dynamic(x, QSpec.parse(x_spec), matrix, bias, activation)
     return lowbit.linear_float(x, matrix, bias, activation)
 
@@ -233,6 +241,19 @@ def quantize_dynamic(x: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor | N
         return activations.quantize_dynamic(x, spec)
     codes, scale, zero_point = _quantize_dynamic(x, spec.text)
     return codes, scale, None if spec.symmetric else zero_point
+
+
+def _matrix(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, rows: int, columns: int
+) -> PackedMatrix:
+    """The weights of a call; a layer's own always fit, but an operator may be called with anything."""
+    parsed = QSpec.parse(spec)
+    if rows < 1 or columns < 1:
+        raise FewbitError(f"weights of {rows} rows and {columns} columns are none")
+    wanted = parsed.granularity.scale_shape((rows, columns))
+    if tuple(scale.shape) != tuple(wanted):
+        raise FewbitError(f"weights {spec} of {rows} x {columns} have scales {tuple(wanted)}, not {tuple(scale.shape)}")
+    return PackedMatrix(codes, scale, zero_point, parsed, (rows, columns))
 
 
 def _flat(matrix: PackedMatrix) -> tuple[Tensor, Tensor, Tensor | None, str, int, int]:

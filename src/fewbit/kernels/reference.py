@@ -153,10 +153,12 @@ def quantize_rows(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax:
 def quantize_rows_dynamic(x: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
     """Symmetric codes within ±qmax and the scales of the rows of ``[R, C]``.
 
-    The scale is amax/qmax, at least the smallest normal float32, and 1 for a row of zeros.
+    The scale is amax/qmax, at least the smallest normal float32, 1 for a row of zeros, and NaN for a row with an
+    infinity, which no scale serves: what is multiplied with it shows that.
     """
     amax = x.to(torch.float32).abs().amax(dim=1)
     scale = torch.where(amax == 0, 1.0, (amax / qmax).clamp(min=torch.finfo(torch.float32).tiny))
+    scale = torch.where(amax == math.inf, math.nan, scale)
     return quantize_rows(x, scale, torch.zeros_like(scale, dtype=torch.int32), -qmax, qmax), scale
 
 

@@ -14,6 +14,7 @@ from fewbit.kernels import lowbit, ops
 from fewbit.kernels.bound import BoundLinear
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
+from fewbit.nn.inputs import check_input, wants_derivative
 from fewbit.nn.intercept import read_call
 from fewbit.nn.precision import FixedDtypes
 from fewbit.nn.quantizers import DynamicQuantizer, InputQuantizer, quantizer_from_config
@@ -102,15 +103,23 @@ class QuantizedWeight(nn.Module):
         return self.packed.matrix().unpack()
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """``x Wᵀ + bias`` for ``x [..., K]``, in the dtype of ``x``."""
+        """``x Wᵀ + bias`` for ``x [..., K]``, in the dtype of ``x``.
+
+        Gradients reach ``x`` where activations are float; products on integers have none, for training there is
+        :func:`fewbit.prepare_qat`.
+
+        Raises:
+            FewbitError: ``x`` is nothing that a layer can take (:mod:`fewbit.nn.inputs`).
+        """
         bound = self.bound
         if bound is not None and not torch.compiler.is_compiling():
             modules: Any = self._modules  # past nn.Module's own lookup, which takes as long as all the rest
             if bound.serves(x, modules["packed"]._buffers, bias, modules.get("input_quantizer")):
                 return bound(x)
         matrix, quantizer = self.packed.matrix(), self.input_quantizer
+        check_input(x, quantizer is not None)
         if quantizer is None:
-            if lowbit.has_layout(matrix) and not (x.requires_grad and torch.is_grad_enabled()):
+            if lowbit.has_layout(matrix) and not wants_derivative(x):
                 self._bind(matrix, bias, None)
                 return ops.linear_float(x, matrix, bias)
             return F.linear(x, ops.dequantized(matrix).to(x.dtype), _like(bias, x))
@@ -130,6 +139,7 @@ class QuantizedWeight(nn.Module):
 
     def conv(self, x: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         """A convolution of ``x [N, C, *spatial]`` (or without N), in the dtype of ``x``."""
+        check_input(x, self.input_quantizer is not None)
         if x.dim() == len(geometry.kernel) + 1:
             return self.conv(x.unsqueeze(0), bias, geometry).squeeze(0)
         matrix = self.packed.matrix()
