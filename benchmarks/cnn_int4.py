@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 in W4A8 on 500 ImageNet pictures: int4 weights per channel, rounded in four ways.
 
 Calibrated on every fifth picture, measured on all of them and on the others alone, on integers from end to end
-(``fewbit.deploy`` in ONNX Runtime where it is installed, else in torch).
+(``fewbit.deploy`` in ONNX Runtime where it is installed, else in torch). Rows of earlier runs are kept.
 
     python benchmarks/cnn_int4.py --images ../shared/data/imagenet-sample-dev.zip
 """
@@ -9,6 +9,7 @@ Calibrated on every fifth picture, measured on all of them and on the others alo
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from fewbit.sources import load_data
 IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample-dev.zip"
 EVERY = 5
 BATCH = 20
+NAMES = ("rtn", "gptq", "adaround", "brecq")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ def measure(model: torch.nn.Module, algorithm: str, pictures: torch.Tensor, want
     )
 
 
+def earlier() -> dict[str, Row]:
+    """The rows of earlier runs, by algorithm."""
+    path = _results.RESULTS / "cnn_int4.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return {row["algorithm"]: Row(**row) for row in rows}
+
+
 def markdown(rows: list[Row], pictures: int, engine: str) -> str:
     columns = ("algorithm", "as FP32", "SQNR dB", "unseen", "unseen dB", "quantize s")
     cells = [
@@ -83,7 +92,7 @@ picture; unseen: the others alone. Run on integers from end to end in {engine}. 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=Path, default=IMAGES, help="a folder or .zip of pictures")
-    parser.add_argument("--algorithms", nargs="+", default=["rtn", "gptq", "adaround", "brecq"])
+    parser.add_argument("--algorithms", nargs="+", default=list(NAMES), help="others keep their rows")
     options = parser.parse_args()
     if not options.images.exists():
         print(f"skipped: {options.images.name} is not here; name pictures with --images")
@@ -94,10 +103,11 @@ def main() -> None:
     with torch.no_grad():
         wanted = torch.cat([model(batch) for batch in pictures.split(BATCH)])
     engine = "onnxruntime" if engines.get("onnxruntime").installed() else "torch"
-    rows = []
     for algorithm in options.algorithms:
-        rows.append(measure(model, algorithm, pictures, wanted, engine))
-        print(rows[-1], file=sys.stderr)
+        made = measure(model, algorithm, pictures, wanted, engine)
+        print(made, file=sys.stderr)
+        found = {**earlier(), algorithm: made}
+        rows = [found[name] for name in NAMES if name in found]
         _results.write("cnn_int4", markdown(rows, len(pictures), engine), {"rows": [asdict(row) for row in rows]})
 
 

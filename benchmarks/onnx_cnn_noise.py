@@ -84,7 +84,7 @@ def main() -> None:
     text = f"""# Two Q/DQ files under ONNX Runtime, each in {SESSIONS} sessions
 
 Medians of {options.rounds} rounds ({4 * options.rounds} at batch 1), {torch.get_num_threads()} threads, a random order
-in each. "Same file": by how much the slowest session of a file exceeds the fastest of the same file, the worse of the two.
+in each. "Same file": by how much the slowest session of a file exceeds the fastest, of the two files the worse.
 Made by `python benchmarks/onnx_cnn_noise.py`.
 
 {_results.markdown_table(columns, rows, left=1)}

@@ -75,8 +75,9 @@ def main() -> None:
     text = f"""# Exports for TensorRT against its rules
 
 `fewbit.quantize(…, "W8A8", target="tensorrt")` of full-size networks, checked by `fewbit.onnxgraph.rules`:
-onnx.checker; all zero points 0; int8 activations with one scale, int8 weights with one a channel; float biases; an addition whose sum is coded
-has codes on the side that no product computes for it alone; no pair that stands alone. TensorRT itself was not run.
+onnx.checker; all zero points 0; int8 activations with one scale, int8 weights with one a channel; float biases; an
+addition whose sum is coded has codes on the side that no product computes for it alone; no pair that stands alone.
+TensorRT itself was not run.
 Made by `python benchmarks/tensorrt_rules.py`.
 
 {_results.markdown_table(columns, rows)}

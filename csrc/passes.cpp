@@ -76,6 +76,18 @@ struct Tables {
   std::vector<int64_t> counts;  // of its parts of a long row
 };
 
+/// The tables of the threads that this one sets to work, kept from call to call: fresh memory of their size
+/// costs as much as counting a hundred thousand values.
+std::vector<Tables>& kept_tables(size_t number, int64_t bins) {
+  thread_local std::vector<Tables> tables;
+  thread_local int64_t of_bins = 0;
+  if (of_bins != bins || tables.size() < number) {
+    tables.assign(number, Tables(bins));
+    of_bins = bins;
+  }
+  return tables;
+}
+
 void count_long_row(const Kernels& with, const float* x, int64_t cols, float inv_width, int64_t bins,
                     int64_t* counts, std::vector<Tables>& tables) {
   const auto count = [&](Part p, int slot) {
@@ -93,8 +105,12 @@ void count_long_row(const Kernels& with, const float* x, int64_t cols, float inv
 
 void histogram_rows(const Kernels& with, const float* x, Shape shape, const float* inv_width, int64_t bins,
                     int64_t* counts) {
-  const bool is_small = shape.rows * shape.cols <= kCount;
-  std::vector<Tables> tables(static_cast<size_t>(is_small ? 1 : threads()), Tables(bins));
+  const int workers = shape.rows * shape.cols <= kCount ? 1 : threads();
+  std::vector<Tables>& tables = kept_tables(static_cast<size_t>(workers), bins);
+  if (workers == 1) {
+    with.histogram_rows(x, shape, inv_width, bins, tables[0].scratch.data(), counts);
+    return;
+  }
   if (shape.cols > kCount) {
     for (int64_t r = 0; r < shape.rows; ++r) {
       count_long_row(with, x + r * shape.cols, shape.cols, inv_width[r], bins, counts + r * bins, tables);

@@ -14,6 +14,7 @@ overflow float32, keep ``w = 2^-127``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Protocol, Self
 
@@ -102,6 +103,9 @@ class Histogram(Statistic):
         self.exponent = torch.full((blocks,), lowest, dtype=torch.int64)
 
     def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
+        if len(self.exponent) == 1:
+            self._add_row(values, max(-float(low), float(high), 0.0))
+            return
         amax = torch.maximum(low.abs(), high.abs())
         _, needed = torch.frexp(amax)  # amax < 2^needed, strictly
         wanted = self.exponent.clone()
@@ -112,6 +116,17 @@ class Histogram(Statistic):
         dispatch.histogram_rows(values.to(torch.float32), reciprocal, counts)
         if isinstance(rows, Tensor):
             self.counts[rows] = counts
+
+    def _add_row(self, values: Tensor, amax: float) -> None:
+        """The same for a single block, in Python's numbers: a tensor operation on one value costs as much as counting
+        thousands."""
+        exponent = int(self.exponent)
+        needed = math.frexp(amax)[1]
+        if amax > 0 and needed > exponent:
+            self._widen(torch.tensor([needed]))
+            exponent = needed
+        reciprocal = torch.tensor([2.0 ** (self._log2_half - exponent)])
+        dispatch.histogram_rows(values.to(torch.float32), reciprocal, self.counts)
 
     def _absorb(self, other: Self) -> None:
         wanted = torch.maximum(self.exponent, other.exponent)

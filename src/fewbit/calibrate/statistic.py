@@ -8,6 +8,7 @@ will do.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import ClassVar, Literal, Self
@@ -68,7 +69,10 @@ def extremes(values: Tensor, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         FewbitError: A value is NaN or infinite (or beyond float32).
     """
-    low, high = dispatch.minmax_rows(values).unbind(1)
+    ends = dispatch.minmax_rows(values)
+    low, high = ends.unbind(1)
+    if len(ends) == 1 and all(map(math.isfinite, ends.flatten().tolist())):
+        return low, high
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         kind = "NaN" if bool((torch.isnan(low) | torch.isnan(high)).any()) else "infinity"
         raise FewbitError(f"{name} holds {kind}; its calibration data must be finite")
@@ -119,8 +123,11 @@ class Statistic:
         if self.scale_shape is None:
             self._start(shape)
         for (rows, values), (low, high) in zip(parts, limits):
-            self.low[rows] = torch.minimum(self.low[rows], low)
-            self.high[rows] = torch.maximum(self.high[rows], high)
+            if len(self.low) == 1:
+                self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            else:
+                self.low[rows] = torch.minimum(self.low[rows], low)
+                self.high[rows] = torch.maximum(self.high[rows], high)
             self._add(rows, values, low, high)
         self.count += x.numel()
 

@@ -1,15 +1,18 @@
 """Calibration: run the float graph with the tensors of interest as outputs, and let streaming statistics see them.
 
-At no time is more held than one piece of one batch: where the first axis of every input is the batch's, a batch is
-run in pieces whose observed tensors stay below ``PIECE_BYTES`` together. The statistics of one piece are taken in a
-thread while the runtime computes the next.
+At no time is more held than two pieces: where the first axis of every input is the batch's, a batch is run in pieces
+whose observed tensors stay below ``PIECE_BYTES`` together. Two threads take one piece after the other, run it with half
+of the cores and then look at it, in the pieces' order: while the one counts, the other computes, and neither waits for
+the other within an operator.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from threading import Condition, local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 # More at a time is slower: each large array is fresh memory, whose pages the kernel clears.
 PIECE_BYTES = 32 * 2**20
+_WORKERS = 2
 
 
 def observe(
@@ -70,9 +74,7 @@ def observe(
     more = [name for names in (means, grams) if names is not None for name in names.names]
     tensors = list(dict.fromkeys([*statistics, *more]))
     with means.computed(model) if means is not None else nullcontext():
-        threads = threads or torch.get_num_threads()
-        with _one_thread() if grams is None else nullcontext():
-            return stream(model, tensors, batches, see, progress, stage=stage, threads=threads)
+        return stream(model, tensors, batches, see, progress, stage=stage, threads=threads)
 
 
 @contextmanager
@@ -97,28 +99,66 @@ def stream(
     threads: int = 0,
 ) -> int:
     """Run over all batches in pieces and hand each piece's tensors and count of samples to ``see``, in order; see
-    :func:`observe`."""
+    :func:`observe`. The arrays are written to again after ``see`` has returned."""
     inputs = {value.name for value in model.graph.inputs}
     with exposed(model, [name for name in tensors if name not in inputs]):
-        runner = Runner(model, threads=threads or torch.get_num_threads())
+        threads = threads or torch.get_num_threads()
+        workers = min(_WORKERS, threads)
+        runner = Runner(model, threads=threads // workers, arena=True)
     pieces = _Pieces(runner, [name for name in tensors if name not in inputs], model)
     total = len(batches) if isinstance(batches, Sized) else 0
-    count, waiting = 0, None
-    with ThreadPoolExecutor(1) as pool:
+    count, line = 0, _Line()
+
+    def work(ticket: int, feeds: Feeds, number: int) -> None:
+        with line.behind(ticket):
+            found = pieces.run(feeds, number)
+            found |= {name: feeds[name] for name in tensors if name in inputs}
+            line.wait(ticket)
+            see(found, _samples(feeds))
+
+    with _one_thread(), ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[None]] = deque()
         for count, batch in enumerate(batches, 1):
             for feeds in pieces.split(batch, count):
-                found = pieces.run(feeds, count)
-                found |= {name: feeds[name] for name in tensors if name in inputs}
-                if waiting is not None:
-                    waiting.result()
-                waiting = pool.submit(see, found, _samples(feeds))
+                if len(under_way) == workers:
+                    under_way.popleft().result()
+                under_way.append(pool.submit(work, line.ticket(), feeds, count))
             if progress is not None:
                 progress(stage, count, total)
-        if waiting is not None:
-            waiting.result()
+        for one in under_way:
+            one.result()
     if count == 0:
         raise FewbitError("the calibration data is empty; pass at least one batch")
     return count
+
+
+class _Line:
+    """Who is next: tickets are drawn in order, and each waits until those before it have left, also by an error."""
+
+    def __init__(self) -> None:
+        self.drawn, self.left = 0, 0
+        self.moved = Condition()
+
+    def ticket(self) -> int:
+        """The next number."""
+        self.drawn += 1
+        return self.drawn - 1
+
+    def wait(self, ticket: int) -> None:
+        """Until all before have left."""
+        with self.moved:
+            self.moved.wait_for(lambda: self.left == ticket)
+
+    @contextmanager
+    def behind(self, ticket: int) -> Iterator[None]:
+        """Leave at the end, when all before have."""
+        try:
+            yield
+        finally:
+            self.wait(ticket)
+            with self.moved:
+                self.left += 1
+                self.moved.notify_all()
 
 
 def one_sample(model: Any, feeds: Feeds) -> Feeds:
@@ -164,6 +204,7 @@ class _Pieces:
         self.runner, self.tensors = runner, tensors
         self.may_split = _free(model)
         self.size = 0
+        self.spare = local()  # what this thread's last run put out, and the sizes of the inputs that gave it
 
     def split(self, batch: Any, number: int) -> Iterator[Feeds]:
         try:
@@ -181,10 +222,21 @@ class _Pieces:
             yield {name: array[start : start + self.size] for name, array in feeds.items()}
 
     def run(self, feeds: Feeds, number: int) -> dict[str, np.ndarray]:
+        """The tensors of one piece, good until this thread's next run, which may write into the same arrays."""
+        shapes = {name: array.shape for name, array in feeds.items()}
+        known, arrays = getattr(self.spare, "last", ({}, {}))
+        if shapes == known and all(array.size for array in arrays.values()):
+            try:
+                self.runner.run_into(feeds, arrays)
+                return dict(arrays)
+            except FewbitError:  # sizes hang on values; or the plain run tells what is wrong
+                pass
         try:
-            return self.runner.run(feeds, self.tensors)
+            found = self.runner.run(feeds, self.tensors)
         except FewbitError as error:
             raise FewbitError(f"calibration batch {number}: {error}") from error
+        self.spare.last = (shapes, found)
+        return dict(found)
 
     def _fitting(self, sample: Feeds, number: int) -> int:
         """How many samples at a time; how large the tensors of one are is found by running it."""
