@@ -63,7 +63,11 @@ inline int64_t bin_numbers_but_zeros(const float* x, int64_t n, float inv_width,
   return count;
 }
 
+constexpr int64_t kTables = 2;  // without the zeros few neighbours are alike
+
 #else
+
+constexpr int64_t kTables = kSubHistograms;
 
 inline int64_t bin_numbers_but_zeros(const float* x, int64_t n, float inv_width, int64_t bins, int32_t* out) {
   bin_numbers(x, n, inv_width, bins, out);
@@ -85,8 +89,8 @@ inline void count_directly(const float* x, int64_t n, float inv_width, int64_t b
 /// A long row of fewer than 2^32 values: through kSubHistograms tables of 32-bit counters.
 inline void count_in_tables(const float* x, int64_t n, float inv_width, int64_t bins, uint32_t* scratch,
                             int64_t* counts) {
-  uint32_t *a = scratch, *b = a + bins, *c = b + bins, *d = c + bins;
-  std::memset(scratch, 0, static_cast<size_t>(kSubHistograms * bins) * sizeof *scratch);
+  uint32_t *a = scratch, *b = a + bins, *c = kTables > 2 ? b + bins : a, *d = kTables > 2 ? c + bins : b;
+  std::memset(scratch, 0, static_cast<size_t>(kTables * bins) * sizeof *scratch);
   int32_t bin[kBlock + 16];
   int64_t zeros = 0;
   for (int64_t i = 0; i < n; i += kBlock) {
@@ -104,7 +108,7 @@ inline void count_in_tables(const float* x, int64_t n, float inv_width, int64_t 
   }
   counts[bins / 2] += zeros;
   for (int64_t k = 0; k < bins; ++k) {
-    counts[k] += static_cast<int64_t>(a[k]) + b[k] + c[k] + d[k];
+    counts[k] += static_cast<int64_t>(a[k]) + b[k] + (kTables > 2 ? static_cast<int64_t>(c[k]) + d[k] : 0);
   }
 }
 

@@ -103,7 +103,7 @@ class Histogram(Statistic):
         self.exponent = torch.full((blocks,), lowest, dtype=torch.int64)
 
     def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
-        if len(self.exponent) == 1:
+        if self.exponent.shape[0] == 1:
             self._add_row(values, max(-float(low), float(high), 0.0))
             return
         amax = torch.maximum(low.abs(), high.abs())

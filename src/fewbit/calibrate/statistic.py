@@ -71,7 +71,7 @@ def extremes(values: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """
     ends = dispatch.minmax_rows(values)
     low, high = ends.unbind(1)
-    if len(ends) == 1 and all(map(math.isfinite, ends.flatten().tolist())):
+    if ends.shape[0] == 1 and all(map(math.isfinite, ends.flatten().tolist())):
         return low, high
     if not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         kind = "NaN" if bool((torch.isnan(low) | torch.isnan(high)).any()) else "infinity"
@@ -123,7 +123,7 @@ class Statistic:
         if self.scale_shape is None:
             self._start(shape)
         for (rows, values), (low, high) in zip(parts, limits):
-            if len(self.low) == 1:
+            if self.low.shape[0] == 1:
                 self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
             else:
                 self.low[rows] = torch.minimum(self.low[rows], low)
