@@ -205,7 +205,11 @@ def _told(weights: dict[str, tuple[Tensor, QTensor]], corrected: int) -> list[st
 
 def _wide_scales(plans: list[LayerPlan], weights: dict[str, tuple[Tensor, QTensor]]) -> list[str]:
     """A note on the layers whose scales do not fit the type that the plan gave them."""
-    wide = [p.name for p in plans if p.scheme is not None and weights[p.name][1].spec != p.scheme.weights]
+    wide = [
+        p.name
+        for p in plans
+        if p.scheme is not None and weights[p.name][1].spec.scale_type != p.scheme.weights.scale_type
+    ]
     return [f"the scales of {', '.join(wide)} are stored as float32, as 16 bits do not hold them"] if wide else []
 
 

@@ -396,7 +396,7 @@ def test_a_save_that_is_stopped_leaves_nothing(
 def test_only_an_earlier_output_is_replaced_and_only_when_asked(saved: Path, tmp_path: Path) -> None:
     model = samples.sample("sequential")
     before = {file: (saved / file).read_bytes() for file in FILES}
-    with pytest.raises(FewbitError, match="pass overwrite=True"):
+    with pytest.raises(FewbitError, match="overwrite=True, --overwrite"):
         fewbit.save(model, saved)
     (saved / "notes.txt").write_text("mine")
     with pytest.raises(FewbitError, match=r"holds notes.txt, which fewbit did not write"):

@@ -205,7 +205,9 @@ def check_target(path: Path, overwrite: bool) -> None:
     if names and (_manifest.NAME not in names or foreign):
         raise FewbitError(f"{path} holds {min(foreign or names)}, which fewbit did not write: choose another folder")
     if names and not overwrite:
-        raise FewbitError(f"{path} holds a saved model already: pass overwrite=True to replace it")
+        raise FewbitError(
+            f"{path} holds a saved model already: overwrite=True, --overwrite on the command line, replaces it"
+        )
 
 
 def _weight_files(folder: Path, weights: Any) -> list[Path]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewbit.errors import FewbitError
+from fewbit.numbers.granularity import PerGroup
 from fewbit.numbers.spec import QSpec
 
 
@@ -34,11 +35,22 @@ def round_scale(scale: Tensor, spec: QSpec, name: str = "tensor") -> Tensor:
     return scale.to(spec.scale_dtype).to(torch.float32).clamp(min=step)
 
 
+def fitting_groups(spec: QSpec, columns: int) -> QSpec:
+    """The spec itself, or with groups of a row of ``columns`` where its groups are wider.
+
+    Kernels take 32 columns at a time, so that a group is a multiple of that.
+    """
+    grain, row = spec.granularity, -(-columns // 32) * 32
+    return replace(spec, granularity=PerGroup(row)) if isinstance(grain, PerGroup) and grain.size > row > 0 else spec
+
+
 def fitting_spec(x: Tensor, spec: QSpec) -> QSpec:
-    """The spec itself, or with float32 scales where its type would hold those of ``x`` badly or not at all.
+    """The spec itself, or with groups no wider than a row of ``x``, and with float32 scales where its type would hold
+    those of ``x`` badly or not at all.
 
     Badly: even the largest scale is below the type's normal numbers, where it has fewer digits.
     """
+    spec = fitting_groups(spec, x.shape[-1]) if x.dim() else spec
     if spec.scale_type == "f32" or x.numel() == 0:
         return spec
     limits = torch.finfo(spec.scale_dtype)

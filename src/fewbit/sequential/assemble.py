@@ -66,7 +66,9 @@ def assemble(
         for name in sorted(native.COMPANIONS):
             if (source / name).is_file():
                 shutil.copyfile(source / name, files / name)
-    return FolderResult(files, store.model.to(store.dtype), model, info)
+    original = skeleton(source)  # of the run's model some parts were in memory, and some were not
+    split_experts(original)
+    return FolderResult(files, original.to(store.dtype), model, info)
 
 
 def _restored(model: nn.Module, records: Sequence[dict[str, Any]]) -> nn.Module:

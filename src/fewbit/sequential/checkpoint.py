@@ -113,7 +113,7 @@ class Checkpoint:
         if not (self.folder / INDEX).is_file() or (self.folder / _WHOLE) in self.files:
             return
         for name, file in _index(self.folder).items():
-            if name not in self.entries:
+            if name not in self.entries or self.entries[name].file.name != file:
                 raise FewbitError(f"{self.folder / file} lacks the tensor {name}, which {INDEX} says it holds")
 
 

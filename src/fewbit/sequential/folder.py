@@ -6,10 +6,11 @@ become OUT in one rename. A run that was killed goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fewbit.sequential.assemble import assemble
 from fewbit.sequential.blocks import is_static, run_stacks, run_tail
 from fewbit.sequential.checkpoint import Checkpoint
 from fewbit.sequential.journal import Journal
+from fewbit.sequential.lock import RunLock
 from fewbit.sequential.memory import data_free, outside
 from fewbit.sequential.names import origins, split_origins
 from fewbit.sequential.packing import swap_tied
@@ -106,10 +108,8 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
     found, unused = origins(model, checkpoint.entries)
     found = split_origins(model, found)
     split_experts(model)
-    where = layout(model)
     plans, notes = _plans(model, job.settings.recipe)
-    run = Run(job, ranks)
-    run.open(checkpoint)
+    run, where = Run(job, ranks), layout(model)
     store = Streamed(
         model,
         checkpoint,
@@ -121,16 +121,17 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
         ranks,
     )
     notes += [_unused_note(unused)] if unused else []
-    if job.settings.needs_data or _static(plans) or (job.windows is not None and _has_bias(model, plans)):
-        _calibrated(job, store, where, plans, run, progress)
-    else:
-        _data_free(job, store, plans, progress)
-    ranks.barrier()
-    run.journal.read()
-    result = assemble(job.source, run.files, store, plans, job.settings, notes)
-    if ranks.first:
-        run.close()
-    ranks.barrier()
+    with run.opened(checkpoint):
+        if job.settings.needs_data or _static(plans) or (job.windows is not None and _has_bias(model, plans)):
+            _calibrated(job, store, where, plans, run, progress)
+        else:
+            _data_free(job, store, plans, progress)
+        ranks.barrier()
+        run.journal.read()
+        result = assemble(job.source, run.files, store, plans, job.settings, notes)
+        if ranks.first:
+            run.close()
+        ranks.barrier()
     return replace(result, output=job.output)
 
 
@@ -143,23 +144,31 @@ class Run:
         self.target, self.folder = target, target.with_name(f"{target.name}.partial")
         self.files, self.work = self.folder / "files", self.folder / "work"
         self.journal = Journal(self.folder, ranks.rank)
+        self.lock = RunLock(self.folder, job.output)
 
-    def open(self, checkpoint: Checkpoint) -> None:
-        """Make the folder, or take up the run that is in it.
+    @contextlib.contextmanager
+    def opened(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """A context with the folder, new or of the run that is taken up, to itself.
 
         Raises:
-            FewbitError: It holds a run with other arguments.
+            FewbitError: It holds a run with other arguments, or one that is under way.
         """
         error: Exception | None = None
-        if self.ranks.first:
-            try:
-                self._open(checkpoint)
-            except (FewbitError, OSError) as caught:
-                error = caught
-        self.ranks.agree(error)
-        if not self.files.is_dir():
-            raise FewbitError(f"{self.folder} is not seen by every process; choose an output on a disk that all share")
-        self.journal.read()
+        try:
+            if self.ranks.first:
+                try:
+                    self._open(checkpoint)
+                except (FewbitError, OSError) as caught:
+                    error = caught
+            self.ranks.agree(error)
+            if not self.files.is_dir():
+                raise FewbitError(
+                    f"{self.folder} is not seen by every process; choose an output on a disk that all share"
+                )
+            self.journal.read()
+            yield
+        finally:
+            self.lock.release()
 
     def close(self) -> None:
         """Let the files become the output."""
@@ -170,8 +179,9 @@ class Run:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open(self, checkpoint: Checkpoint) -> None:
+        self.lock.take()
         if self.job.restart:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.lock.clear()
         if killed_at_the_end(self.target):
             self.journal.start(self._arguments(checkpoint))
             os.replace(self.target, self.files)

@@ -21,7 +21,7 @@ from fewbit.nn.statistics import dynamic_spec, float_bias
 from fewbit.nn.swap import swap_layer
 from fewbit.nn.weight import PackedWeight, QuantizedWeight
 from fewbit.numbers.granularity import PerChannel, PerGroup
-from fewbit.numbers.scale_type import fitting_spec
+from fewbit.numbers.scale_type import fitting_groups, fitting_spec
 from fewbit.numbers.spec import QSpec
 from fewbit.recipe import LayerPlan
 from fewbit.sequential.solve import Settings, quantized_weight_of
@@ -46,7 +46,7 @@ def pack(matrix: Tensor, plan: LayerPlan, settings: Settings) -> PackedMatrix:
         FewbitError: NaN, infinity, or a scale that cannot be stored.
     """
     assert plan.scheme is not None
-    fused = _in_one_pass(matrix, plan.scheme.weights, settings)
+    fused = _in_one_pass(matrix, fitting_groups(plan.scheme.weights, matrix.shape[-1]), settings)
     if fused is not None:
         return fused
     spec = fitting_spec(matrix, plan.scheme.weights)
