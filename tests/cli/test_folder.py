@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,3 +102,18 @@ def test_a_broken_folder_is_one_sentence(source: Path, tmp_path: Path, break_it:
     code, told = quantize(source, "-r", "W8A16", "-o", tmp_path / "out")
     assert code == 2
     assert "safetensors" in told["error"]
+
+
+def test_a_tokenizer_may_lie_elsewhere_and_goes_along_with_a_model_in_memory(source: Path, tmp_path: Path) -> None:
+    more = ("--data", tmp_path / "texts", "--windows", 2, "--length", 10)
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    code, told = quantize(bare, "-r", "W4A16-g16", "-o", tmp_path / "out", *more)
+    assert code != 0
+    assert "with --tokenizer" in str(told)
+    code, told = quantize(bare, "-r", "W4A16-g16", "-o", tmp_path / "out", *more, "--tokenizer", source)
+    assert code == 0, told
+    code, told = quantize(source, "-r", "W4A16-g16", "--algorithm", "awq", "-o", tmp_path / "awq", *more)
+    assert code == 0, told
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "awq").iterdir()}
+    assert len(quantized_layers(fewbit.load(tmp_path / "awq"))) == 16

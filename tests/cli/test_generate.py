@@ -90,3 +90,11 @@ def test_what_cannot_be_written(command: Command, llama: str, arguments: tuple[s
     assert done.code == 2
     assert told in done.stderr
     assert done.stdout == ""
+
+
+def test_the_end_of_the_positions_is_told(command: Command, llama: str) -> None:
+    done = command("generate", llama, "--prompt", PROMPT, "--tokens", "100000", "--json")
+    assert done.code == 0
+    assert "the text stopped where the model's positions end" in done.document["notes"]
+    done = command("generate", llama, "--prompt", PROMPT, "--tokens", "3", "--json")
+    assert not done.document["notes"]

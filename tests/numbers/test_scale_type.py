@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewbit.errors import FewbitError
 from fewbit.numbers import affine
-from fewbit.numbers.scale_type import fitting_spec, round_scale
+from fewbit.numbers.scale_type import fitting_groups, fitting_spec, round_scale
 from fewbit.numbers.spec import QSpec
 
 TYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
@@ -67,3 +67,11 @@ def test_weights_that_16_bits_do_not_fit_get_32(size: float, wanted: str, symmet
     spec = QSpec.parse(f"int4/g8/{symmetry}/f16")
     assert fitting_spec(torch.linspace(-1, 1, 16).reshape(2, 8) * size, spec).scale_type == wanted
     assert fitting_spec(torch.zeros(0, 8), spec) is spec
+
+
+@pytest.mark.parametrize(("size", "columns", "wanted"), [(128, 64, 64), (128, 100, 128), (48, 64, 48), (10**6, 33, 64)])
+def test_groups_are_no_wider_than_a_row(size: int, columns: int, wanted: int) -> None:
+    spec = QSpec.parse(f"int4/g{size}/sym")
+    assert fitting_spec(torch.ones(2, columns), spec) == QSpec.parse(f"int4/g{wanted}/sym")
+    channel = QSpec.parse("int4/channel/sym")
+    assert fitting_groups(channel, columns) is channel

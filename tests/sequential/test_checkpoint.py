@@ -127,3 +127,14 @@ def test_hostile_headers_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(FewbitError, match=r"model\.safetensors is damaged"):
         Checkpoint(tmp_path)
+
+
+def test_an_index_that_names_another_shard_is_refused(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    named = json.loads(index.read_text())
+    names = sorted(named["weight_map"])
+    named["weight_map"][names[0]] = next(file for file in ("one.safetensors", "two.safetensors")
+                                         if file != named["weight_map"][names[0]])  # fmt: skip
+    index.write_text(json.dumps(named))
+    with pytest.raises(FewbitError, match=f"lacks the tensor {names[0]}"):
+        Checkpoint(folder)

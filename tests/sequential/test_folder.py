@@ -15,9 +15,11 @@ from tiny_models import FAMILIES, inputs, output, tiny, tiny_folder
 
 import fewbit
 from fewbit.errors import FewbitError
+from fewbit.evaluate.size import model_bytes
 from fewbit.nn import quantized_layers
 from fewbit.recipe import Recipe, Rule, as_recipe
 from fewbit.sequential.folder import FolderJob, quantize_folder
+from fewbit.sequential.lock import RunLock
 from fewbit.sequential.solve import Settings
 from fewbit.sequential.windows import Window, windows
 
@@ -284,7 +286,7 @@ def test_tensors_that_belong_to_nothing_are_told(tmp_path: Path) -> None:
     tensors = load_file(source / "model.safetensors")
     save_file({**tensors, "vision.extra": torch.ones(2)}, source / "model.safetensors")
     result = quantize_folder(job(source, tmp_path / "out"))
-    assert any("vision.extra belong to no part" in note for note in result.info.notes)
+    assert any("vision.extra belongs to no part" in note for note in result.info.notes)
 
 
 def test_algorithms_that_need_data_say_so(tmp_path: Path) -> None:
@@ -301,3 +303,33 @@ def test_a_damaged_part_of_an_interrupted_run_is_named(tmp_path: Path, monkeypat
         quantize_folder(job(source, out, "W4A16-g16"))
     shutil.rmtree(tmp_path / "out.partial")
     quantize_folder(job(source, out, "W4A16-g16"))
+
+
+def test_the_report_of_a_resumed_run_is_that_of_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_folder(tmp_path / "model", "mixtral")
+    run = job(source, tmp_path / "out", "W4A16-g16", dtype="bfloat16")
+    whole = quantize_folder(job(source, tmp_path / "whole", "W4A16-g16", dtype="bfloat16"))
+    killed_at(monkeypatch, 2, lambda: quantize_folder(run))
+    assert model_bytes(quantize_folder(run).original) == model_bytes(whole.original)
+
+
+def test_an_output_that_another_run_writes_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = interrupted(tmp_path, monkeypatch)
+    lock = RunLock(tmp_path / "out.partial", out)
+    lock.take()
+    before = sorted(path.name for path in (tmp_path / "out.partial").rglob("*"))
+    for restart in (False, True):
+        with pytest.raises(FewbitError, match="another run writes to"):
+            quantize_folder(job(source, out, "W4A16-g16", restart=restart))
+    assert sorted(path.name for path in (tmp_path / "out.partial").rglob("*")) == before
+    lock.release()
+    quantize_folder(job(source, out, "W4A16-g16"))
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_groups_wider_than_a_row_are_stored_as_a_row(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "model", "llama")
+    for scheme in ("W4A16-g100000", "W4A16-g64"):
+        quantize_folder(job(source, tmp_path / scheme, scheme))
+    wide, fitting = (fewbit.load(tmp_path / scheme) for scheme in ("W4A16-g100000", "W4A16-g64"))
+    assert model_bytes(wide) <= model_bytes(fitting)

@@ -44,3 +44,19 @@ def test_the_type_of_what_stays_float(tmp_path: Path) -> None:
     assert float_dtype(tmp_path, "float32") == torch.float32
     with pytest.raises(FewbitError, match="--dtype takes float32, float16, bfloat16"):
         float_dtype(tmp_path, "int8")
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("gemma3_text", True)])
+def test_weights_of_a_causal_model_say_so_where_the_config_does_not(tmp_path: Path, family: str, tied: bool) -> None:
+    model = tiny(family)
+    model.save_pretrained(tmp_path / "whole")
+    model.model.save_pretrained(tmp_path / "base")
+    for folder in ("whole", "base"):
+        path = tmp_path / folder / "config.json"
+        config = json.loads(path.read_text())
+        del config["architectures"]
+        path.write_text(json.dumps(config))
+    found = skeleton(tmp_path / "whole")
+    assert type(found) is type(model)
+    assert (found.lm_head.weight is found.model.embed_tokens.weight) is tied
+    assert type(skeleton(tmp_path / "base")) is type(model.model)

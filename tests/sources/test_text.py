@@ -85,7 +85,7 @@ def test_a_slow_tokenizer_is_told(tmp_path: Path, tokenizer_dir: Path, monkeypat
 
 def test_a_missing_tokenizer_is_told(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs fewbit[llm]")
-    with pytest.raises(FewbitError, match="name a Hugging Face folder that holds the model's tokenizer"):
+    with pytest.raises(FewbitError, match="name a folder that holds the model's tokenizer with --tokenizer"):
         load_data(write(tmp_path, 9))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FewbitError, match="holds no tokenizer that can be loaded"):

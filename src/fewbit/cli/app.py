@@ -31,6 +31,7 @@ from fewbit.cli.options import (
     Source,
     Std,
     Streaming,
+    Tokenizer,
     Tokens,
 )
 from fewbit.cli.session import INTERRUPTED, USER_ERROR, Terminated, running, tell_error
@@ -122,6 +123,7 @@ def quantize(
     mean: Mean = None,
     std: Std = None,
     tokens: Tokens = None,
+    tokenizer: Tokenizer = None,
     memory: Memory = "8GiB",
     dtype: Dtype = None,
     restart: Restart = False,
@@ -134,7 +136,7 @@ def quantize(
         from fewbit.cli.quantize import Job, run_quantize
 
         correction = "none" if no_bias_correction else mode(bias_correction)
-        options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
+        options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens, tokenizer)
         if is_onnx(source):
             names = (algorithm, calibrator, correction, equalize, target, only_if_faster, overwrite)
             run_quantize_onnx(session, OnnxJob(source, output, recipe, *names), options)

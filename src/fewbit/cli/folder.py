@@ -107,7 +107,7 @@ def calibration_windows(folder: Path, options: DataOptions) -> tuple[list[Window
         model,
         batch_size=1,
         limit=options.samples,
-        tokenizer_dir=tokenizer_folder(folder),
+        tokenizer_dir=options.tokenizer or tokenizer_folder(folder),
         image=options.image(),
         text_options=options.text(),
     )

@@ -68,6 +68,7 @@ def run_generate(session: Session, wish: Wish) -> None:
     for token in tokens:
         stream.put(token)
     stream.end()
+    notes = [*loaded.notes, *(["the text stopped where the model's positions end"] if speed.full else [])]
     document = {
         "source": wish.source,
         "prompt": prompt,
@@ -80,9 +81,9 @@ def run_generate(session: Session, wish: Wish) -> None:
         "prompt_seconds": speed.prompt_seconds,
         "tokens": speed.tokens,
         "tokens_per_second": speed.tokens_per_second,
-        "notes": list(loaded.notes),
+        "notes": notes,
     }
-    print(_told(document), file=sys.stderr)
+    print(*notes, _told(document), sep="\n", file=sys.stderr)
     session.result(document)
 
 

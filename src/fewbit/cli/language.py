@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from fewbit.cli.options import AsJson, Source
+from fewbit.cli.options import AsJson, Source, Tokenizer
 from fewbit.cli.session import running
 
 KV: TypeAlias = Annotated[
@@ -18,10 +18,6 @@ KV: TypeAlias = Annotated[
         help="Quantize the cache of keys and values; int4-w64 keeps the newest 64 tokens in float.",
         show_default="float",
     ),
-]
-Tokenizer: TypeAlias = Annotated[
-    Path | None,
-    typer.Option("--tokenizer", metavar="FOLDER", help="Where the tokenizer is.", show_default="SOURCE"),
 ]
 
 

@@ -105,6 +105,12 @@ Tokens: TypeAlias = Annotated[
         rich_help_panel="Text",
     ),
 ]
+Tokenizer: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer", metavar="FOLDER", help="Where the tokenizer is.", show_default="SOURCE", rich_help_panel="Text"
+    ),
+]
 
 
 _FOLDERS = "Hugging Face folders"
@@ -169,6 +175,7 @@ class DataOptions:
     mean: str | None
     std: str | None
     tokens: int | None
+    tokenizer: Path | None = None
 
     def check(self) -> None:
         """Tell what is wrong before a model is loaded for it.
@@ -201,7 +208,7 @@ class DataOptions:
             source.model,
             batch_size=self.batch_size,
             limit=self.samples,
-            tokenizer_dir=source.tokenizer_dir,
+            tokenizer_dir=self.tokenizer or source.tokenizer_dir,
             image=self.image(),
             text_options=self.text(),
         )

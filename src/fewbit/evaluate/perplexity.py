@@ -50,7 +50,7 @@ class TextWindows:
     def describe(self) -> str:
         """For tables: ``32 windows of 512 tokens, stride 512, <bos> before each``."""
         bos = "no BOS" if self.bos is None else f"BOS ({self.bos}) before each"
-        return f"{len(self)} windows of {self.length} tokens, stride {self.stride}, {bos}"
+        return f"{len(self)} window{'' if len(self) == 1 else 's'} of {self.length} tokens, stride {self.stride}, {bos}"
 
 
 @dataclass(frozen=True)

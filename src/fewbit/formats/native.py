@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +33,7 @@ from fewbit.formats.architecture.values import Json
 from fewbit.nn.swap import in_training
 
 _OWN = re.compile(r"fewbit\.json|model\.safetensors|weights-\d{5}-of-\d{5}\.safetensors")
-# Files of a Hugging Face folder that go along with a streamed checkpoint.
+# Files of a Hugging Face folder that go along with what is made of it.
 COMPANIONS = frozenset(
     [
         *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
@@ -59,7 +60,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, source: str | None =
     Args:
         model: The model, usually from ``fewbit.quantize``. It is saved as it is in evaluation mode.
         path: The folder to appear, whole or not at all.
-        source: Where the float model came from, kept for the reader's information.
+        source: Where the float model came from, kept for the reader's information. The configuration and tokenizer
+            of a Hugging Face folder go along.
         overwrite: Whether an earlier output of fewbit at ``path`` is replaced. Anything else there is never
             touched.
 
@@ -86,7 +88,16 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, source: str | None =
         size, digest = _tensors.write(folder / _tensors.NAME, stored)
         weights: dict[str, Json] = {"file": _tensors.NAME, "bytes": size, "sha256": digest}
         write_manifest(folder, description, weights, info, source, stored.aliases, stored.orders)
+        if source is not None and (Path(source) / "config.json").is_file():
+            copy_companions(Path(source), folder)
     return Path(path)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the files of a Hugging Face folder that are no weights."""
+    for name in sorted(COMPANIONS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def write_manifest(

@@ -43,12 +43,14 @@ class Speed:
         prompt_seconds: That pass.
         tokens: Generated.
         seconds: For the tokens after the first, one pass each.
+        full: Whether the end of the model's positions ended the text.
     """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    full: bool = False
 
     @property
     def tokens_per_second(self) -> float:
@@ -81,7 +83,7 @@ def generate(
         FewbitError: The prompt is empty or too long, or the model is no causal language model.
     """
     check_generates(model)
-    limit = min(limit, _room(model, ids.shape[1]))
+    asked, limit = limit, min(limit, _room(model, ids.shape[1]))
     sampling, speed = sampling or Sampling(), speed or Speed()
     choose = _chooser(sampling)
     speed.prompt_tokens = ids.shape[1]
@@ -100,6 +102,7 @@ def generate(
         speed.tokens += 1
         yield token
         given = torch.tensor([[token]], device=given.device)
+    speed.full = limit < asked
 
 
 def cached_logits(model: nn.Module, ids: Tensor, cache: Any, chunk: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +62,7 @@ def assemble(
         weights: list[Any] = [{key: record[key] for key in ("file", "bytes", "sha256")} for record in records]
         description = architecture.describe(model)
         native.write_manifest(files, description, weights, info, str(source), _aliases(model, stored))
-        for name in sorted(native.COMPANIONS):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, files / name)
+        native.copy_companions(source, files)
     original = skeleton(source)  # of the run's model some parts were in memory, and some were not
     split_experts(original)
     return FolderResult(files, original.to(store.dtype), model, info)

@@ -224,8 +224,9 @@ def _static(plans: Sequence[LayerPlan]) -> bool:
 
 
 def _unused_note(unused: Sequence[str]) -> str:
-    more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-    return f"the checkpoint's {unused[0]}{more} belong to no part of the model and were left out"
+    if len(unused) == 1:
+        return f"the checkpoint's {unused[0]} belongs to no part of the model and was left out"
+    return f"the checkpoint's {unused[0]} and {len(unused) - 1} more belong to no part of the model and were left out"
 
 
 def _has_bias(model: nn.Module, plans: Sequence[LayerPlan]) -> bool:

@@ -27,11 +27,11 @@ def skeleton(folder: Path) -> nn.Module:
     if config.get("quantization_config"):
         raise FewbitError(f"{folder} holds a model that is quantized already; quantize the float model")
     transformers = require("transformers", "llm")
-    found = model_class(transformers, config)
+    found = model_class(transformers, config, folder)
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with without_weights():
-            make = found.from_config if found is transformers.AutoModel else found
+            make = found.from_config if found.__name__.startswith("AutoModel") else found
             model: nn.Module = make(copy.deepcopy(settings))
     except Exception as error:  # a damaged configuration raises anything
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -47,7 +47,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
     if not any(path.glob("*.safetensors")):
         raise FewbitError(f"{path} holds no .safetensors weights, and pickled ones (.bin) are not read")
     transformers = require("transformers", extra="llm")
-    found = model_class(transformers, config)
+    found = model_class(transformers, config, path)
     try:
         with _quiet():
             model, info = found.from_pretrained(
@@ -85,15 +85,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def model_class(transformers: Any, config: dict[str, Any]) -> Any:
-    """The class that the configuration names, or AutoModel; only model classes of transformers itself."""
+def model_class(transformers: Any, config: dict[str, Any], folder: Path | None = None) -> Any:
+    """The class that the configuration names; only model classes of transformers itself.
+
+    Where it names none: that of causal language models if the weights in ``folder`` are of one, else AutoModel.
+    """
     named = config.get("architectures")
     names = named if isinstance(named, list) else []
     for name in names:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
+    causal = transformers.AutoModelForCausalLM
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if folder is not None and config.get("model_type") in known and _is_causal(folder):
+        return causal
     return transformers.AutoModel
+
+
+def _is_causal(folder: Path) -> bool:
+    """Whether weights have an output layer, or the names that a model with one (tied to the embedding) gives them."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as opened:
+                names = list(opened.keys())
+        except (OSError, SafetensorError):
+            continue  # told with its name when it is read
+        if any(name == "lm_head.weight" or name.startswith(("model.layers.", "transformer.h.")) for name in names):
+            return True
+    return False
 
 
 def _notes(info: dict[str, Any]) -> tuple[str, ...]:

@@ -52,10 +52,10 @@ def load_text(
         MissingExtraError: transformers is not installed.
     """
     if tokenizer_dir is None:
-        raise FewbitError(f"{path} is text: name a Hugging Face folder that holds the model's tokenizer")
+        raise FewbitError(f"{path} is text: name a folder that holds the model's tokenizer with --tokenizer")
     text = "\n\n".join(_read(file) for file in files(path))
     ids = windows(text, load_tokenizer(tokenizer_dir), _length(options.length, model), str(path))
-    return _batches(ids[spread(len(ids), limit)], batch_size, path.name)
+    return _batches(ids[spread(len(ids), limit)], batch_size, path.name, (limit, options.length))
 
 
 def text_batches(
@@ -68,7 +68,7 @@ def text_batches(
     """
     joined = "\n\n".join(texts)
     ids = windows(joined, load_tokenizer(tokenizer_dir), _length(options.length, model), "the calibration data")
-    return _batches(ids[spread(len(ids), limit)], 1, f"{len(texts)} texts")
+    return _batches(ids[spread(len(ids), limit)], 1, f"{len(texts)} texts", (limit, options.length))
 
 
 def files(path: Path) -> list[Path]:
@@ -85,12 +85,22 @@ def _read(path: Path) -> str:
         raise FewbitError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
-def _batches(ids: torch.Tensor, batch_size: int, name: str) -> Batches:
+def _batches(ids: torch.Tensor, batch_size: int, name: str, asked: tuple[int | None, int]) -> Batches:
+    count, length = ids.shape
+    less = (asked[0] is not None and count < asked[0]) or length < asked[1]
+    wanted = f"{asked[1]} tokens" if asked[0] is None else f"{asked[0]} of {asked[1]}"
+    note = f" ({wanted} were asked for; the text or the model's positions end before)" if less else ""
+
     def make(start: int, stop: int) -> Batch:
         part = ids[start:stop]
         return {"input_ids": part, "attention_mask": torch.ones_like(part)}
 
-    return Batches(len(ids), batch_size, make, describe=f"{len(ids)} windows of {ids.shape[1]} tokens of {name}")
+    return Batches(
+        len(ids),
+        batch_size,
+        make,
+        describe=f"{count} window{'' if count == 1 else 's'} of {length} tokens of {name}{note}",
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
