@@ -3,7 +3,8 @@
 The ranges of ``minmax``, ``percentile``, ``outlier``, ``entropy`` and ``mse``, all from one histogram, are the
 candidates. Where a pipeline can see the layers that read a tensor, it measures what each candidate does to the outputs
 of those layers, ``‖(Q(x) − x) Wᵀ‖²`` on inputs kept from the data (:func:`output_errors`), and takes the least. Where
-nothing but the data is known (:func:`solve`, :func:`solve_tensor`), the squared error of the tensor itself decides.
+nothing but the data is known (:func:`solve`, :func:`solve_tensor`; also where a model goes through block after block),
+the squared error of the tensor itself decides.
 """
 
 from __future__ import annotations
