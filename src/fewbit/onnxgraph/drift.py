@@ -5,8 +5,8 @@ that noise in front of a Relu or Clip becomes. Here layers are taken in the grap
 will be, the mean of the output ``E[â]`` behind the activation function is measured in the quantized graph, and the bias
 moves it to the float network's ``E[a]``, as far as the difference is more than chance among the samples (empirical bias
 correction, Nagel et al., arXiv 1906.04721, appendix D). Where the function is flat the bias moves nothing, so that the
-step is divided by the share of values where it is not. Each layer costs a pass through the graph up to it, so that a
-part of the data is used.
+step is divided by the share of values where it is not. A part of the data is used, whose codes at the place where the
+walk through the graph is are kept (:mod:`.segments`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fewbit.onnxgraph import observe
 from fewbit.onnxgraph.constants import array_of
 from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.placement import absorbed_function, clip_bounds
+from fewbit.onnxgraph.segments import Walk
 
 _LEAST_SHARE = 0.02  # channels that are flat almost everywhere stay as they are
 
@@ -87,10 +88,11 @@ def corrected(
     chosen = [layer for layer in layers if layer.name in biases and layer.name in nodes]
     wanted = _measured(model, {_output(layer).name: _empty(layer) for layer in chosen}, batches)
     found = dict(biases)
+    there = [f"{name}_dequantized" if f"{name}_dequantized" in names else name for name in map(_name, chosen)]
+    walk = Walk(written, there, batches)
     for step, layer in enumerate(chosen, 1):
-        name = _output(layer).name
-        there = f"{name}_dequantized" if f"{name}_dequantized" in names else name
-        seen = _measured(written, {there: _empty(layer)}, batches)[there]
+        name, seen = _name(layer), _empty(layer)
+        walk.look(there[step - 1], seen.see)
         share = wanted[name].share()
         move = np.where(
             share > _LEAST_SHARE, _sure(wanted[name].mean() - seen.mean()) / np.maximum(share, _LEAST_SHARE), 0
@@ -120,6 +122,10 @@ def _output(layer: Layer) -> Any:
     """The tensor behind a layer and its activation function."""
     function = absorbed_function(layer.node.outputs[0])
     return layer.node.outputs[0] if function is None else function.outputs[0]
+
+
+def _name(layer: Layer) -> str:
+    return str(_output(layer).name)
 
 
 def _empty(layer: Layer) -> _Channels:
