@@ -20,7 +20,7 @@ class Maker:
         self.random = np.random.default_rng(seed)
 
     def constant(self, name: str, array: np.ndarray) -> str:
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
     def weight(self, name: str, *shape: int) -> str:
@@ -101,6 +101,44 @@ def branches() -> onnx.ModelProto:
     joined = m.node("Concat", [pooled, m.conv(x, "side", 4, 4)], "joined", axis=1)
     m.conv(m.node("HardSwish", [m.conv(joined, "mixed", 6, 8)], "swish"), "out", 3, 6, 1)
     return m.model({"x": ["batch", 3, 8, 8]}, ["out"])
+
+
+def branching() -> onnx.ModelProto:
+    """An If whose branches read a tensor and a weight of the graph around them, between two convolutions; its inner
+    convolution has the name of the first."""
+    m = Maker(5)
+    tensor = helper.make_tensor_value_info
+    conv = helper.make_node("Conv", ["a", m.weight("inner.w", 4, 4, 1, 1)], ["t"], name="a_node")
+    then = helper.make_graph([conv], "then", [], [tensor("t", TensorProto.FLOAT, ["n", 4, 8, 8])])
+    negated = helper.make_node("Neg", ["a"], ["e"], name="e_node")
+    other = helper.make_graph([negated], "else", [], [tensor("e", TensorProto.FLOAT, ["n", 4, 8, 8])])
+    m.conv("x", "a", 4, 3)
+    mean = m.node("ReduceMean", ["x"], "mean", keepdims=0)
+    truth = m.node("Greater", [mean, m.constant("zero", np.array(0, np.float32))], "truth")
+    m.conv(m.node("If", [truth], "if", then_branch=then, else_branch=other), "y", 5, 4, 1)
+    return _typed(m.model({"x": ["n", 3, 8, 8]}, ["y"]))
+
+
+def looping() -> onnx.ModelProto:
+    """A Loop that adds a tensor of the graph around it twice, between two convolutions."""
+    m = Maker(6)
+    tensor = helper.make_tensor_value_info
+    shape = ["n", 4, 8, 8]
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["state", "a"], ["next"])],
+        "body",
+        [tensor("i", TensorProto.INT64, []), tensor("go", TensorProto.BOOL, []), tensor("state", 1, shape)],
+        [tensor("on", TensorProto.BOOL, []), tensor("next", TensorProto.FLOAT, shape)],
+    )
+    a = m.conv("x", "a", 4, 3)
+    twice, start = m.constant("twice", np.array(2, np.int64)), m.constant("start", np.array(True))
+    m.conv(m.node("Loop", [twice, start, a], "looped", body=body), "y", 5, 4, 1)
+    return _typed(m.model({"x": ["n", 3, 8, 8]}, ["y"]))
+
+
+def _typed(proto: onnx.ModelProto) -> onnx.ModelProto:
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5, 8, 8]))
+    return proto
 
 
 def pictures(count: int = 4, channels: int = 3, size: int = 16, seed: int = 7) -> np.ndarray:

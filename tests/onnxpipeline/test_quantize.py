@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_cases import convnet, mlp, pictures, run, saved, sqnr
+from onnx_cases import branching, convnet, looping, mlp, pictures, run, saved, sqnr
 
 import fewbit
 from fewbit.errors import FewbitError
@@ -168,3 +168,17 @@ def test_algorithms_that_look_at_inputs_lower_the_error(tmp_path: Path) -> None:
         fewbit.quantize(saved(convnet(), tmp_path), recipe, batches, output=out, algorithm=name, calibrator="minmax")
         found[name] = sqnr(floats, run(out, {"x": batches[0]})[0])
     assert found["gptq"] > found["rtn"] + 1
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("make", [branching, looping])
+def test_subgraphs_stay_as_they_are_and_layers_around_them_are_quantized(
+    tmp_path: Path, make: Any, target: str
+) -> None:
+    x = pictures(16, size=8)
+    result, out = quantized(tmp_path, make(), "W8A8", [x - np.float32(1), x + np.float32(1)], target=target)
+    assert [layer.name for layer in result.layers] == ["a_node", "y_node"]
+    assert rules.violations(ir.load(out), target) == []
+    for shift in (-1, 1):  # each branch
+        feeds = {"x": x + np.float32(shift)}
+        assert sqnr(run(make(), feeds)[0], run(out, feeds, optimize=False)[0]) > 25

@@ -32,7 +32,8 @@ def fresh_name(graph: Any, name: str) -> str:
     taken = graph.meta.get("fewbit.names")
     if taken is None:
         taken = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
-        taken |= {value.name for node in graph for value in node.outputs}
+        taken |= {value.name for node in graph.all_nodes() for value in node.outputs}
+        taken |= {value.name for inner in graph.subgraphs() for value in [*inner.inputs, *inner.initializers.values()]}
         graph.meta["fewbit.names"] = taken
     found, number = name, 1
     while found in taken:
@@ -49,6 +50,10 @@ def attribute(node: Any, name: str, default: Any) -> Any:
 
 
 def only_use(value: Any) -> Any:
-    """The only node that reads a value, when the value is no output of the graph; else None."""
+    """The only node that reads a value, when the value is no output of the graph and the node is beside the one that
+    makes it, not in a subgraph; else None."""
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    reader, maker = uses[0].node, value.producer()
+    return reader if maker is None or reader.graph is maker.graph else None

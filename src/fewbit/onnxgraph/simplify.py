@@ -53,10 +53,15 @@ def _should_fold(node: Any) -> bool | None:
 
 
 def _name_nodes(model: Any) -> None:
-    """A node without a name gets that of its output, as a user meets it in other tools."""
+    """A node without a name gets that of its output, as a user meets it in other tools; one of a subgraph another than
+    all of the main graph, whose nodes are found by name."""
     taken = {node.name for node in model.graph if node.name}
     for node in model.graph:
         if not node.name:
             name = next((value.name for value in node.outputs if value.name), node.op_type)
             node.name = name if name not in taken else f"{node.op_type}_{name}"
             taken.add(node.name)
+    for inner in model.graph.subgraphs():
+        for node in inner:
+            if node.name in taken:
+                node.name = f"{inner.name or 'inner'}/{node.name}"
