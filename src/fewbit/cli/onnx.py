@@ -45,14 +45,13 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
     """
     check_output(job.output, folder=False, overwrite=job.overwrite)
     options.check()
-    from fewbit import algorithms, calibrate
+    from fewbit import calibrate
     from fewbit.algorithms import bias_correction
     from fewbit.onnxgraph import targets
-    from fewbit.onnxpipeline.quantize import Settings, quantize_file
+    from fewbit.onnxpipeline.quantize import Settings, quantize_file, split_algorithm
 
     bias_correction.mode(job.bias_correction, batch_norms=False)
-    if job.algorithm != "auto":
-        algorithms.get(job.algorithm)
+    split_algorithm(job.algorithm, static=True)
     targets.get(job.target)
     if job.calibrator is not None:
         calibrate.get(job.calibrator)

@@ -40,7 +40,8 @@ class Settings:
     Attributes:
         target: The runtime it is for: ``onnxruntime``, ``openvino`` or ``tensorrt``.
         calibrator: Replaces the recipe's choice of activation ranges (of weight ranges, where activations are float).
-        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`; ``"auto"`` is ``gptq`` where
+        algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`, with ``equalize+`` before it to even out
+            weights across layers first; ``"auto"`` is ``gptq`` where
             activations are static, so that there is data, and else to nearest.
         bias_correction: Correct biases for the mean shift that rounding the weights causes, where there is data.
         equalize: Even out the channels of linear streams first, where there is data.
@@ -121,8 +122,7 @@ class Job:
 
         self.model, self.recipe, self.settings, self.progress = model, recipe, settings, progress
         static = _kind(recipe.default()) == "static"
-        self.algorithm = settings.algorithm if settings.algorithm != "auto" else "gptq" if static else "rtn"
-        algorithms.get(self.algorithm)
+        self.evens_out, self.algorithm = split_algorithm(settings.algorithm, static)
         self.target = targets.get(settings.target)
         self.told: list[OnnxLayer] = []
         self.skipped: dict[str, str] = {}
@@ -150,6 +150,7 @@ class Job:
     def prepare(self) -> list[LayerPlan]:
         """Bring the graph to the form that is quantized, and plan its layers."""
         from fewbit.onnxgraph import layers
+        from fewbit.onnxgraph.cross_layer import even_out
         from fewbit.onnxgraph.simplify import simplify
         from fewbit.onnxgraph.upgrade import raise_opset
 
@@ -162,6 +163,8 @@ class Job:
                 self.skipped[node.name] = why
         if not found:
             raise FewbitError("the model has no Conv, MatMul or Gemm with a constant float32 weight")
+        if self.evens_out:
+            self.notes.append(f"the channels between {even_out(self.model, found)} pairs of layers were evened out")
         plans = self.recipe.plan((layer.name, layer.kind) for layer in found)
         self.layers = {layer.name: layer for layer in found}
         self.skipped |= {plan.name: plan.reason for plan in plans if plan.scheme is None}
@@ -197,7 +200,7 @@ class Job:
             return layer.matrix(), codes
         statistics = None if grams is None else grams.statistics(layer)
         rounding = algorithms.get(self.algorithm)
-        automatic = grams is not None or self.settings.algorithm == "auto"
+        automatic = grams is not None or self.settings.algorithm in ("auto", "equalize")
         if statistics is None and automatic and self.wants_grams():
             rounding = algorithms.get("rtn")  # no matrix of that layer's input
         matrix = layer.matrix()
@@ -228,6 +231,27 @@ class Job:
         """Tell how far a stage is."""
         if self.progress is not None:
             self.progress(stage, done, total)
+
+
+def split_algorithm(name: str, static: bool) -> tuple[bool, str]:
+    """Whether weights are evened out across layers first, and what rounds them.
+
+    Args:
+        name: As the user named it: an algorithm, ``"auto"``, ``"equalize"`` or ``"equalize+…"``.
+        static: Whether activations are, so that there is data.
+
+    Raises:
+        FewbitError: There is no such algorithm, or it cannot stand there.
+    """
+    first, *rest = name.split("+")
+    if first != "equalize" and rest:
+        raise FewbitError(f"{name!r}: of an ONNX file only equalize can stand before a +")
+    if len(rest) > 1:
+        raise FewbitError(f"{name!r}: one algorithm rounds the weights")
+    rounding = name if first != "equalize" else rest[0] if rest else "auto"
+    chosen = rounding if rounding != "auto" else "gptq" if static else "rtn"
+    algorithms.get(chosen)
+    return first == "equalize", chosen
 
 
 def needed_opset(recipe: Recipe, target: str) -> int:
