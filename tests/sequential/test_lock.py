@@ -60,3 +60,13 @@ def test_a_place_where_nothing_can_be_made_is_told_by_the_output_s_name(tmp_path
     (tmp_path / "file").write_text("x")
     with pytest.raises(FewbitError, match=r"file/out cannot be written"):
         RunLock(tmp_path / "file" / "out.partial", tmp_path / "file" / "out").take()
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    lock = RunLock(tmp_path / "out.partial", tmp_path / "out")
+    lock.take()
+    lock.release()

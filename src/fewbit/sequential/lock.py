@@ -41,6 +41,8 @@ class RunLock:
             raise FewbitError(
                 f"another run writes to {self.output} now; wait for it, or choose another output"
             ) from None
+        except NotImplementedError:  # a file system without locks: as before there were any
+            return
         except OSError as error:
             raise FewbitError(f"{self.output} cannot be written: {error.strerror or error}") from error
         self._lock = lock
