@@ -159,3 +159,29 @@ def test_the_content_reaches_the_disk_before_the_name(tmp_path: Path, monkeypatc
         (temporary / "x").write_text("1")
         (temporary / "y").write_text("2")
     assert order == ["sync"] * 3 + ["rename", "sync"]  # two files, their folder; the folder above
+
+
+def test_an_output_is_apart_from_what_is_read_by_every_spelling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    source = folder / "model.onnx"
+    source.write_text("float")
+    (tmp_path / "link").symlink_to(source)
+    os.link(source, tmp_path / "hard")
+    (tmp_path / "way").symlink_to(folder)
+    one = ["folder/model.onnx", "other/../folder/model.onnx", "link", "hard", "way/model.onnx", str(source)]
+    for output in one:
+        for read in one:
+            with pytest.raises(FewbitError, match="is the source itself"):
+                atomic.check_apart(output, read)
+    for output in ("folder", "way", ".", tmp_path):
+        with pytest.raises(FewbitError, match="holds the source"):
+            atomic.check_apart(output, source)
+    for output in ("other", "folder/new.onnx", "new/model.onnx", "other/model.onnx"):
+        atomic.check_apart(output, source)
+    atomic.check_apart("other", "package.module:factory")
+    atomic.check_apart("folder/int8", "folder")

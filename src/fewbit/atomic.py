@@ -87,6 +87,24 @@ def write_text(path: str | os.PathLike[str], text: str, *, overwrite: bool = Tru
     return write_bytes(path, text.encode(), overwrite=overwrite)
 
 
+def check_apart(output: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Refuse an output that would replace what it is made from, by whatever links or spellings both are named.
+
+    Args:
+        output: The file or folder that is to appear.
+        source: A file or folder that is read; a name of something else (a function, say) is apart from every path.
+
+    Raises:
+        FewbitError: Both are one, or ``source`` lies inside of ``output``.
+    """
+    target, read = _target(output), _target(source)
+    with contextlib.suppress(OSError):
+        inside = [target.samefile(each) for each in (read, *read.parents) if read.exists() and target.exists()]
+        if any(inside):
+            what = "is the source itself" if inside[0] else f"holds the source {source}"
+            raise FewbitError(f"the output {output} {what}, which stays as it is: choose another output")
+
+
 def _target(path: str | os.PathLike[str]) -> Path:
     # A link is followed, so that what it points to is replaced and the link stays.
     return Path(os.path.realpath(path))

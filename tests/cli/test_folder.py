@@ -117,3 +117,16 @@ def test_a_tokenizer_may_lie_elsewhere_and_goes_along_with_a_model_in_memory(sou
     assert code == 0, told
     assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "awq").iterdir()}
     assert len(quantized_layers(fewbit.load(tmp_path / "awq"))) == 16
+
+
+def test_the_source_is_never_the_output(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    for output in (source, tmp_path / "link", source.parent):
+        done = CliRunner().invoke(app, ["quantize", str(source), "-r", "W8A16", "-o", str(output), "--overwrite"])
+        assert done.exit_code == 2
+        assert "source" in done.stderr
+        assert "choose another output" in done.stderr
+        with pytest.raises(fewbit.FewbitError, match="choose another output"):
+            fewbit.quantize(str(source), "W8A16", output=output)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before

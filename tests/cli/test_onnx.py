@@ -60,3 +60,14 @@ def test_two_files_are_compared_and_one_inspected(tmp_path: Path) -> None:
     assert code == 0
     assert told["opsets"] == {"": 17}
     assert invoke("inspect", out, "--recipe", "W8A8")[0] == 2
+
+
+def test_neither_the_model_nor_the_data_is_replaced(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures(4))
+    source, data = saved(convnet(), tmp_path), tmp_path / "x.npy"
+    before = source.read_bytes(), data.read_bytes()
+    for output in (source, data, tmp_path / "none" / ".." / "model.onnx"):
+        code, told, _ = invoke("quantize", source, "--data", data, "-o", output, "--overwrite")
+        assert code == 2
+        assert "is the source itself" in str(told["error"])
+    assert (source.read_bytes(), data.read_bytes()) == before

@@ -14,6 +14,7 @@ from onnx_cases import branching, convnet, looping, mlp, pictures, run, saved, s
 import fewbit
 from fewbit.errors import FewbitError
 from fewbit.onnxgraph import rules
+from fewbit.onnxpipeline.quantize import Settings, quantize_file
 from fewbit.recipe import Recipe, Rule
 
 X = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
@@ -182,3 +183,14 @@ def test_subgraphs_stay_as_they_are_and_layers_around_them_are_quantized(
     for shift in (-1, 1):  # each branch
         feeds = {"x": x + np.float32(shift)}
         assert sqnr(run(make(), feeds)[0], run(out, feeds, optimize=False)[0]) > 25
+
+
+def test_what_is_read_is_never_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "model.onnx"
+    onnx.save(mlp(), source, save_as_external_data=True, location="w.onnx", size_threshold=0, convert_attribute=False)
+    (tmp_path / "link.onnx").symlink_to(source)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for output in ("model.onnx", "link.onnx", "w.onnx"):
+        with pytest.raises(FewbitError, match="the output .* is the source itself"):
+            quantize_file(source, "W8A16", None, tmp_path / output, Settings(overwrite=True))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

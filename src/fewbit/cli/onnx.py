@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.cli.options import DataOptions
-from fewbit.cli.session import Session, check_output
+from fewbit.cli.session import Session, check_output, check_sources
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
     Raises:
         FewbitError: Something the user named cannot be used; nothing is left at the output then.
     """
+    check_sources(job.output, job.source, options.path)
     check_output(job.output, folder=False, overwrite=job.overwrite)
     options.check()
     from fewbit import calibrate

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.cli.options import DataOptions, Streaming
-from fewbit.cli.session import Session, check_output
+from fewbit.cli.session import Session, check_output, check_sources
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     Raises:
         FewbitError: Something the user named cannot be used; nothing is left at the output then.
     """
+    check_sources(job.output, job.source, options.path)
     if not job.output.with_name(f"{job.output.name}.partial").is_dir():  # else a run may have been killed at its end
         check_output(job.output, folder=True, overwrite=job.overwrite)
     _check_names(job)

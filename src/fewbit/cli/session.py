@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from fewbit.atomic import check_apart
 from fewbit.cli.progress import Shown, shown
 from fewbit.errors import FewbitError
 
@@ -136,6 +137,17 @@ def print_json(document: dict[str, Any], file: TextIO) -> None:
     from fewbit.report.text import json_safe
 
     print(json.dumps(json_safe(document), indent=2), file=file, flush=True)
+
+
+def check_sources(output: Path, *sources: str | Path | None) -> None:
+    """Refuse an output that is, or holds, what is read, also where it may be overwritten.
+
+    Raises:
+        FewbitError: It does.
+    """
+    for source in sources:
+        if source is not None:
+            check_apart(output, source)
 
 
 def check_output(path: Path, *, folder: bool, overwrite: bool) -> None:

@@ -59,10 +59,29 @@ def write(model: Any, path: str | Path, *, overwrite: bool = False) -> Path:
         with new_file(path, overwrite=overwrite) as temporary:
             ir.save(_inlined(model), temporary, format="protobuf")
         return path
-    data = path.with_name(path.name + ".data")
+    data = data_path(path)
     with new_file(path, overwrite=overwrite) as temporary, new_file(data, overwrite=overwrite) as weights:
         _write_split(ir, model, temporary, weights, data.name)
     return path
+
+
+def data_path(path: Path) -> Path:
+    """Where the weights of a file go that does not hold them itself."""
+    return path.with_name(path.name + ".data")
+
+
+def external_files(model: Any, path: Path) -> list[Path]:
+    """The files beside a model that hold its external data.
+
+    Args:
+        model: As :func:`read` gave it.
+        path: Where it was read from.
+    """
+    ir = require("onnx_ir", "onnx")
+    tensors = (value.const_value for value in checks.initializers(model))
+    return [
+        path.parent / name for name in sorted({str(t.location) for t in tensors if isinstance(t, ir.ExternalTensor)})
+    ]
 
 
 def initializer_bytes(model: Any) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from fewbit import algorithms, calibrate
+from fewbit.atomic import check_apart
 from fewbit.calibrate.collect import Progress
 from fewbit.errors import FewbitError, require
 from fewbit.evaluate.onnx_models import file_bytes
@@ -85,9 +86,13 @@ def quantize_file(
     settings = settings or Settings()
     recipe = _with_calibrator(as_recipe(recipe), settings.calibrator)
     source, output = Path(source), Path(output)
+    check_apart(output, source)
     if output.exists() and not settings.overwrite:
         raise FewbitError(f"{output} exists already; choose another output or ask to overwrite it")
     model = file.read(source)
+    for data_file in file.external_files(model, source):
+        check_apart(output, data_file)
+        check_apart(file.data_path(output), data_file)
     try:
         job = Job(model, recipe, settings, progress)
         job.run(data)

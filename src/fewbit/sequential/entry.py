@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fewbit.atomic import check_apart
 from fewbit.calibrate.collect import Progress
 from fewbit.errors import FewbitError
 from fewbit.models import layout
@@ -55,6 +56,7 @@ def quantize_checkpoint(
     """
     if output is None:
         raise FewbitError(f"{folder} is quantized to a folder: name it with output=")
+    check_apart(output, folder)
     source = Path(folder)
     model = skeleton(source)
     algorithm = resolve(settings.algorithm, settings.recipe, bool(layout(model).blocks), data is not None)
