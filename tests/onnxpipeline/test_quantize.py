@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_cases import branching, convnet, looping, mlp, pictures, run, saved, sqnr
+from onnx_cases import Maker, branching, convnet, looping, mlp, pictures, run, saved, sqnr
 
 import fewbit
 from fewbit.errors import FewbitError
@@ -191,6 +191,43 @@ def test_what_is_read_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "link.onnx").symlink_to(source)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for output in ("model.onnx", "link.onnx", "w.onnx"):
-        with pytest.raises(FewbitError, match="the output .* is the source itself"):
+        with pytest.raises(FewbitError, match=r"the output .* is the source itself"):
             quantize_file(source, "W8A16", None, tmp_path / output, Settings(overwrite=True))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_transposed_convolutions_in_groups(tmp_path: Path, groups: int, target: str) -> None:
+    m = Maker(3)
+    inputs = [m.conv("x", "stem", 8, 3), m.weight("up.w", 8, 3, 3, 3), m.weight("up.b", 3 * groups)]
+    y = m.node("ConvTranspose", inputs, "up", group=groups, strides=[2, 2], kernel_shape=[3, 3])
+    m.node("Relu", [m.batch_norm(y, "bn", 3 * groups)], "y")
+    proto = m.model({"x": ["n", 3, 8, 8]}, ["y"])
+    huge = next(t for t in proto.graph.initializer if t.name == "up.b")
+    huge.CopyFrom(onnx.numpy_helper.from_array(np.linspace(-1e6, 1e6, 3 * groups, dtype=np.float32), "up.b"))
+    for made in (proto, m.model({"x": ["n", 3, 8, 8]}, ["y"])):  # a bias that widens the scales, and an ordinary one
+        x = pictures(8, size=8)
+        (tmp_path / "out.onnx").unlink(missing_ok=True)
+        result, out = quantized(tmp_path, made, "W8A8", [x], target=target)
+        assert [layer.kind for layer in result.layers] == ["Conv", "ConvTranspose"]
+        assert rules.violations(ir.load(out), target) == []
+        assert sqnr(run(made, {"x": x})[0], run(out, {"x": x}, optimize=False)[0]) > 30
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize("recipe", ["W4A16-g32", "W4A16-g32-asym"])
+def test_inputs_that_are_no_multiple_of_the_group(tmp_path: Path, recipe: str, target: str) -> None:
+    result, out = quantized(tmp_path, mlp(), recipe, target=target)  # 32 inputs, then 48
+    blocks = {
+        node.input[0]: attribute.i
+        for node in onnx.load(out).graph.node
+        for attribute in node.attribute
+        if attribute.name == "block_size" and node.op_type == "DequantizeLinear"
+    }
+    told = "out_node" in " ".join(result.notes)
+    assert (blocks, told) == (({}, False) if target == "onnxruntime" else ({"first.w_quantized": 32}, True))
+    assert [layer.weights for layer in result.layers][1].split("/")[1] == ("g32" if not told else "channel")
+    model = ir.to_proto(ir.load(out))
+    onnx.checker.check_model(model, full_check=True)
+    assert sqnr(run(mlp(), {"x": X})[0], run(out, {"x": X})[0]) > 10

@@ -93,6 +93,8 @@ def _bias(node: Any) -> Iterator[str]:
     if not _decoded(node.inputs[2]):
         return
     x, w, b = (array_of(value.producer().inputs[1]) for value in node.inputs[:3])
+    if w is not None and b is not None and w.ndim and node.op_type == "ConvTranspose":
+        w = np.tile(w, attribute(node, "group", 1))  # each group's outputs have the same scales
     if x is None or w is None or b is None or not np.array_equal((x * w).astype(np.float32) * np.ones_like(b), b):
         yield f"{node.name}: the bias has another scale than input times weight"
 

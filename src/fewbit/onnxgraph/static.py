@@ -82,16 +82,18 @@ def _absorbable(graph: Any, placement: Placement) -> list[tuple[Any, Any]]:
 
 def _write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, input_scale: float | None) -> None:
     if bias is not None and input_scale is not None:
-        wide = qdq.wide_enough(bias, input_scale, tensor.scale)
-        if not torch.equal(wide, tensor.scale.expand(len(bias))):
-            tensor = _requantized(tensor, wide)
+        scales = _each_output(layer, tensor.scale)
+        wide = qdq.wide_enough(bias, input_scale, scales)
+        if not torch.equal(wide, scales.expand(len(bias))):
+            rows = tensor.shape[0]  # the groups of a transposed convolution share them
+            tensor = _requantized(tensor, wide.reshape(-1, rows).amax(0))
     name = layer.weight.name
     qdq.insert_constant(graph, layer.node, 1, in_file(layer, tensor), _scale_axis(layer, tensor), name)
     if bias is None:
         return
     name = f"{layer.name}.bias" if layer.bias is None else layer.bias.name
     if input_scale is not None and (layer.kind != "Gemm" or tensor.scale.dim() == 1 or tensor.scale.numel() == 1):
-        qdq.insert_bias(graph, layer.node, qdq.bias_codes(bias, input_scale, tensor.scale), name)
+        qdq.insert_bias(graph, layer.node, qdq.bias_codes(bias, input_scale, _each_output(layer, tensor.scale)), name)
     else:
         _replace_bias(graph, layer, bias, name)
 
@@ -106,6 +108,11 @@ def in_file(layer: Layer, tensor: QTensor) -> QTensor:
     """Codes of a matrix ``[out, K]`` in the layout of the file."""
     codes = layer.in_file(tensor.codes)
     return replace(tensor, codes=codes, shape=tuple(codes.shape))
+
+
+def _each_output(layer: Layer, scale: Tensor) -> Tensor:
+    """The scale of each output channel: a transposed convolution's rows (``[out/g]``) are those of every group."""
+    return scale.repeat(layer.groups) if layer.kind == "ConvTranspose" and scale.dim() == 1 else scale
 
 
 def _scale_axis(layer: Layer, tensor: QTensor) -> int | None:

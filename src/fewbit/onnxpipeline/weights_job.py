@@ -28,11 +28,14 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
     """
     from fewbit.onnxpipeline.static_job import layer_bias
 
-    graph = job.model.graph
+    graph, whole = job.model.graph, list[str]()
     for step, plan in enumerate(plans, 1):
         assert plan.scheme is not None
         layer = job.layers[plan.name]
-        plan = _without_groups(plan, layer)
+        if not _groups_fit(job, plan, layer):
+            if layer.kind in ("MatMul", "Gemm"):
+                whole.append(plan.name)
+            plan = _without_groups(plan)
         assert plan.scheme is not None
         spec = plan.scheme.weights
         if not spec.format.is_integer or spec.bits > 8:
@@ -45,14 +48,31 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
             _dequantized(job, plan, layer, codes)
         job.tell(plan, codes, "float")
         job.told_progress("quantize", step, len(plans))
+    if whole:
+        job.notes.append(
+            f"{', '.join(whole)}: one scale a channel, as {job.target.name} takes whole groups only and the inputs of "
+            f"{'this layer are' if len(whole) == 1 else 'these layers are'} no multiple of the group"
+        )
     qdq.drop_unused(graph)
 
 
-def _without_groups(plan: LayerPlan, layer: Layer) -> LayerPlan:
-    """A convolution's weight has one scale a channel: no node knows groups along a kernel."""
+def _groups_fit(job: Job, plan: LayerPlan, layer: Layer) -> bool:
+    """Whether the target has a node for a layer's groups: MatMulNBits fills up the last one, a blocked DequantizeLinear
+    wants all of them whole, and no node knows groups along a kernel."""
     assert plan.scheme is not None
-    if layer.kind in ("MatMul", "Gemm") or not isinstance(plan.scheme.weights.granularity, PerGroup):
-        return plan
+    spec = plan.scheme.weights
+    if not isinstance(spec.granularity, PerGroup):
+        return True
+    if layer.kind not in ("MatMul", "Gemm"):
+        return False
+    packed = job.target.name == "onnxruntime" and nbits.fits(spec)
+    inputs = layer.weight.const_value.shape[1 - layer.axis]
+    return packed or int(inputs) % spec.granularity.size == 0
+
+
+def _without_groups(plan: LayerPlan) -> LayerPlan:
+    """The same with one scale a channel."""
+    assert plan.scheme is not None
     spec = replace(plan.scheme.weights, granularity=PerChannel(0))
     return replace(plan, scheme=replace(plan.scheme, weights=spec))
 
