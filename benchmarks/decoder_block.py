@@ -2,7 +2,9 @@
 
 Contenders take turns in one process (:mod:`fewbit.bench.race`), each with enough copies that the caches do not hold its
 weights, every copy run once before. Peers: torch FP32 and BF16, torch's int4pack kernel (which torchao uses on CPUs)
-and OpenVINO with int4 weights in groups of 128 and dynamic quantization of the same groups.
+and OpenVINO with int4 weights in groups of 128 and dynamic quantization of the same groups. fewbit runs with the rest
+of the block in float32, as OpenVINO does, and in bfloat16, as torch's BF16 and int4pack do. ``--profile`` shows what a
+call's time is made of (:mod:`_block_profile`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _block_profile import ABOUT, PARTS, cells, parts
 from _results import markdown_table, write
 from torch import Tensor, nn
 
@@ -117,6 +121,8 @@ def int4pack(block: Block) -> Block:
 
 def openvino_run(block: Block, x: Tensor) -> Run | None:
     """The traced block, every constant weight replaced by its codes; None without OpenVINO."""
+    # Its telemetry starts a process at each conversion, minutes in all; without the package it uses a stub of its own.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino as ov
         from openvino import opset13 as op
@@ -146,38 +152,56 @@ def openvino_run(block: Block, x: Tensor) -> Run | None:
     return run
 
 
-def contenders(shape: Shape, tokens: int) -> dict[str, list[Run]]:
-    """Copies of everyone."""
+def copies(shape: Shape, block: Block, bits: float) -> int:
+    """As many as walk through the footprint, 16 at most."""
+    params = sum(p.numel() for p in block.parameters())
+    return max(1, min(16, math.ceil(shape.footprint / (params * bits / 8))))
+
+
+def blocks(shape: Shape, tokens: int) -> tuple[dict[str, list[Block]], Block]:
+    """Copies of the eager contenders, and the float block they were made of."""
     torch.manual_seed(0)
-    block, x = Block(shape, tokens).eval().requires_grad_(False), torch.randn(tokens, shape.hidden)
-    params, short = sum(p.numel() for p in block.parameters()), x.to(torch.bfloat16)
+    block = Block(shape, tokens).eval().requires_grad_(False)
 
-    def copies(bits: float) -> int:
-        return max(1, min(16, math.ceil(shape.footprint / (params * bits / 8))))
+    def many(made: Block, bits: float) -> list[Block]:
+        return [made, *(copy.deepcopy(made) for _ in range(copies(shape, block, bits) - 1))]
 
-    def eager(module: nn.Module, value: Tensor, count: int) -> list[Run]:
-        modules = [module, *(copy.deepcopy(module) for _ in range(count - 1))]
-        return [lambda m=m: m(value) for m in modules]  # type: ignore[misc]
-
-    runs = {"torch FP32": eager(block, x, copies(32))}
-    runs["torch BF16"] = eager(copy.deepcopy(block).to(torch.bfloat16), short, copies(16))
-    runs["torch int4pack (torchao), BF16"] = eager(int4pack(block), short, copies(4))
+    found = {"torch FP32": many(block, 32), "torch BF16": many(copy.deepcopy(block).to(torch.bfloat16), 16)}
+    found["torch int4pack (torchao), BF16"] = many(int4pack(block), 4)
     for scheme in (f"W4A16-g{GROUP}", f"W4A8-dynamic-g{GROUP}"):
         quantized = fewbit.quantize(block, scheme, calibrator="minmax", algorithm="rtn")
-        runs[f"fewbit {scheme}"] = eager(quantized, x, copies(4))
-    peers = [openvino_run(block, x) for _ in range(copies(4))]
+        found[f"fewbit {scheme}"] = many(quantized, 4)
+        found[f"fewbit {scheme}, BF16"] = many(copy.deepcopy(quantized).to(torch.bfloat16), 4)
+    return found, block
+
+
+def contenders(shape: Shape, tokens: int) -> tuple[dict[str, list[Run]], dict[str, list[Block]]]:
+    """Copies of everyone as calls, and the eager ones as modules."""
+    eager, block = blocks(shape, tokens)
+    x = torch.randn(tokens, shape.hidden)
+    short = x.to(torch.bfloat16)
+    runs: dict[str, list[Run]] = {}
+    for name, modules in eager.items():
+        value = short if "BF16" in name else x
+        runs[name] = [lambda m=m, value=value: m(value) for m in modules]  # type: ignore[misc]
+    peers = [openvino_run(block, x) for _ in range(copies(shape, block, 4))]
     if peers[0] is not None:
         runs["OpenVINO int4, dynamic activations"] = [peer for peer in peers if peer is not None]
-    return runs
+    return runs, eager
 
 
-def measured(shape: Shape, tokens: int, rounds: int) -> dict[str, float]:
-    runs = contenders(shape, tokens)
+def measured(
+    shape: Shape, tokens: int, rounds: int, profiled: bool
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Seconds a call of everyone, and of some their parts."""
+    runs, eager = contenders(shape, tokens)
     with torch.inference_mode():
         for many in runs.values():
             for run in many:
                 run()
-    return in_turn(runs, rounds, calls=3 if tokens < 100 else 1)
+    seconds = in_turn(runs, rounds, calls=3 if tokens < 100 else 1)
+    shown = [name for name in eager if "A16" not in name and "FP32" not in name] if profiled else []
+    return seconds, {name: parts(eager[name], runs[name], 3 * rounds) for name in shown}
 
 
 def main() -> None:
@@ -185,18 +209,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 512])
+    parser.add_argument("--profile", action="store_true", help="take the eager contenders' time apart, too")
     parser.add_argument("--shapes", nargs="+", default=["gemma", "llama"], choices=["gemma", "llama"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows, data = [], []
+    rows, data, profile = [], [], []
     for key in arguments.shapes:
         shape = {"gemma": GEMMA, "llama": LLAMA}[key]
         for tokens in arguments.tokens:
-            seconds = measured(shape, tokens, arguments.rounds if tokens < 100 else 3)
+            seconds, apart = measured(shape, tokens, arguments.rounds if tokens < 100 else 3, arguments.profile)
+            profile += [[shape.name, str(tokens), name, *cells(taken)] for name, taken in apart.items()]
             best = min(value for name, value in seconds.items() if not name.startswith("fewbit"))
             for name, value in sorted(seconds.items(), key=lambda item: item[1]):
-                cells = [shape.name, str(tokens), name, f"{1e3 * value:.3f}"]
-                rows.append([*cells, f"{seconds['torch FP32'] / value:.2f}", f"{best / value:.2f}"])
+                first = [shape.name, str(tokens), name, f"{1e3 * value:.3f}"]
+                rows.append([*first, f"{seconds['torch FP32'] / value:.2f}", f"{best / value:.2f}"])
                 data.append({"shape": shape.name, "tokens": tokens, "name": name, "ms": 1e3 * value})
             print("\n".join(" ".join(row) for row in rows[-len(seconds) :]), flush=True)
     text = (
@@ -204,7 +230,9 @@ def main() -> None:
         "ratios to torch FP32 and to the best peer.\n\n"
         + markdown_table(["block", "tokens", "", "ms", "× torch FP32", "× best peer"], rows, left=3)
     )
-    write(f"decoder_block_{arguments.threads}t", text, {"rows": data})
+    if profile:
+        text += f"\n\n{ABOUT}\n\n" + markdown_table(["block", "tokens", "", *PARTS, "a call"], profile, left=3)
+    write(f"decoder_block_{arguments.threads}t", text, {"rows": data, "profile": profile})
 
 
 if __name__ == "__main__":
