@@ -19,8 +19,8 @@ METHODS = {"norm": "norms", "turned": "rotary"}
 PARTS = ("linear layers", "attention", "norms", "rotary", "the rest")
 ABOUT = (
     "What a call is made of, milliseconds by the wall, each part timed where it runs (a microsecond of it is the "
-    "timing's): seven linear layers with the modules' calls, attention, norms, rotary positions; the rest are activation "
-    "function, product, sums, copies into other shapes, and the block's own Python."
+    "timing's): seven linear layers with the modules' calls, attention, norms, rotary positions; the rest are "
+    "activation function, product, sums, copies into other shapes, and the block's own Python."
 )
 
 

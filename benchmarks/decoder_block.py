@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _block_profile import ABOUT, PARTS, cells, parts
-from _results import markdown_table, write
+from _results import RESULTS, markdown_table, write
 from torch import Tensor, nn
 
 import fewbit
@@ -204,6 +205,38 @@ def measured(
     return seconds, {name: parts(eager[name], runs[name], 3 * rounds) for name in shown}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Fastest first within a block and a number of tokens."""
+    lines = []
+    for key in dict.fromkeys((row["shape"], row["tokens"]) for row in rows):
+        here = sorted((row for row in rows if (row["shape"], row["tokens"]) == key), key=lambda row: row["ms"])
+        base = next(row["ms"] for row in here if row["name"] == "torch FP32")
+        best = min(row["ms"] for row in here if not row["name"].startswith("fewbit"))
+        for row in here:
+            first = [key[0], str(key[1]), row["name"], f"{row['ms']:.3f}"]
+            lines.append([*first, f"{base / row['ms']:.2f}", f"{best / row['ms']:.2f}"])
+    return markdown_table(["block", "tokens", "", "ms", "× torch FP32", "× best peer"], lines, left=3)
+
+
+def report(threads: int, data: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the results of this run, with those of earlier runs for the rest."""
+    name = f"decoder_block_{threads}t"
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for key, new in data.items():
+        done = {(row["shape"], row["tokens"]) for row in new}
+        kept = [row for row in before.get(key, []) if (row["shape"], row["tokens"]) not in done]
+        data[key] = sorted(kept + new, key=lambda row: (row["shape"], row["tokens"]))
+    text = (
+        f"# Decoder blocks, int4 in groups of {GROUP}\n\nMedians of interleaved calls, {threads} "
+        f"thread{'s' if threads > 1 else ''}; ratios to torch FP32 and to the best peer.\n\n{table(data['rows'])}"
+    )
+    if data["profile"]:
+        lines = [[row["shape"], str(row["tokens"]), row["name"], *cells(row)] for row in data["profile"]]
+        text += f"\n\n{ABOUT}\n\n" + markdown_table(["block", "tokens", "", *PARTS, "a call"], lines, left=3)
+    write(name, text, dict(data))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -213,26 +246,16 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["gemma", "llama"], choices=["gemma", "llama"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows, data, profile = [], [], []
+    data: dict[str, list[dict[str, Any]]] = {"rows": [], "profile": []}
     for key in arguments.shapes:
         shape = {"gemma": GEMMA, "llama": LLAMA}[key]
         for tokens in arguments.tokens:
             seconds, apart = measured(shape, tokens, arguments.rounds if tokens < 100 else 3, arguments.profile)
-            profile += [[shape.name, str(tokens), name, *cells(taken)] for name, taken in apart.items()]
-            best = min(value for name, value in seconds.items() if not name.startswith("fewbit"))
-            for name, value in sorted(seconds.items(), key=lambda item: item[1]):
-                first = [shape.name, str(tokens), name, f"{1e3 * value:.3f}"]
-                rows.append([*first, f"{seconds['torch FP32'] / value:.2f}", f"{best / value:.2f}"])
-                data.append({"shape": shape.name, "tokens": tokens, "name": name, "ms": 1e3 * value})
-            print("\n".join(" ".join(row) for row in rows[-len(seconds) :]), flush=True)
-    text = (
-        f"# Decoder blocks, int4 in groups of {GROUP}\n\nMedians of interleaved calls, {arguments.threads} threads; "
-        "ratios to torch FP32 and to the best peer.\n\n"
-        + markdown_table(["block", "tokens", "", "ms", "× torch FP32", "× best peer"], rows, left=3)
-    )
-    if profile:
-        text += f"\n\n{ABOUT}\n\n" + markdown_table(["block", "tokens", "", *PARTS, "a call"], profile, left=3)
-    write(f"decoder_block_{arguments.threads}t", text, {"rows": data, "profile": profile})
+            case = {"shape": shape.name, "tokens": tokens}
+            data["rows"] += [{**case, "name": name, "ms": 1e3 * value} for name, value in seconds.items()]
+            data["profile"] += [{**case, "name": name, **taken} for name, taken in apart.items()]
+            print(table(data["rows"][-len(seconds) :]), flush=True)
+    report(arguments.threads, data)
 
 
 if __name__ == "__main__":
