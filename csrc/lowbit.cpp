@@ -15,6 +15,7 @@ constexpr int64_t kMostRows = 512;          // of a piece: enough to pay for unp
 constexpr int64_t kMostTiles = 16;          // of a piece of many rows
 constexpr int64_t kPieceBytes = 256 << 10;  // of packed weights, some 20 us at the speed of memory
 constexpr int64_t kPieces = 16;             // at least, where a call is large enough, for some cores
+constexpr int64_t kTeamRows = 2;            // from here on a call is long, or among OpenMP's own loops
 constexpr size_t kKeep = size_t{64} << 20;  // larger workspaces are given back after the call
 
 size_t lines(int64_t bytes) { return static_cast<size_t>((bytes + 63) / 64 * 64); }
@@ -66,9 +67,12 @@ struct Cut {
 void prepare_rows(const LowbitCall& call, void (*prepare)(const LowbitCall&, int64_t, int64_t)) {
   if (call.rows <= kRowBlock) return prepare(call, 0, call.rows);
   const int64_t blocks = (call.rows + kRowBlock - 1) / kRowBlock;
-  parallel_for(blocks, [&](int64_t block, int) {
-    prepare(call, block * kRowBlock, std::min((block + 1) * kRowBlock, call.rows));
-  });
+  parallel_for(
+      blocks,
+      [&](int64_t block, int) {
+        prepare(call, block * kRowBlock, std::min((block + 1) * kRowBlock, call.rows));
+      },
+      threads(), true);
 }
 
 }  // namespace
@@ -100,7 +104,7 @@ void run_integer(const LowbitKernels& kernels, LowbitCall call) {
           kernels.integer(call, piece);
         }
       },
-      most);
+      most, call.rows >= kTeamRows);
   workspace.release();
 }
 
@@ -127,7 +131,7 @@ void run_float(const LowbitKernels& kernels, LowbitCall call) {
           kernels.floating(call, piece);
         }
       },
-      most);
+      most, call.rows >= kTeamRows);
   workspace.release();
 }
 

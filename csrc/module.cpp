@@ -253,6 +253,12 @@ NB_MODULE(_native, m) {
   m.def("use_isa", [](const std::string& isa) { fewbit::active = &fewbit::choose_kernels(isa); }, "isa"_a);
   m.def("cpu_features", &fewbit::cpu_features);
   m.def("set_threads", &fewbit::set_threads, "threads"_a);
+  m.def(
+      "set_team",
+      [](uintptr_t entry) {
+        fewbit::set_team(reinterpret_cast<fewbit::TeamEntry>(entry));  // NOLINT: an address from dlsym
+      },
+      "entry"_a);
   m.def("threads", &fewbit::threads);
   m.def("minmax_rows", &fewbit::minmax_rows, "x"_a, "out"_a);
   m.def("quantize_rows", &fewbit::quantize_rows, "x"_a, "scale"_a, "zp"_a, "qmin"_a, "qmax"_a, "out"_a);

@@ -211,6 +211,27 @@ void Pool::run(int64_t pieces, PieceBody body, void* context, int slots) {
   while (const uint32_t left = left_.load(std::memory_order_acquire)) await_change(left_, left);
 }
 
+/// A call on the threads of another runtime.
+struct TeamCall {
+  PieceBody body;
+  void* context;
+  int64_t pieces;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> slots{0};
+
+  static void work(void* data) {
+    TeamCall& call = *static_cast<TeamCall*>(data);
+    const int slot = call.slots.fetch_add(1, std::memory_order_relaxed);
+    inside_a_piece = true;
+    for (int64_t piece; (piece = call.next.fetch_add(1, std::memory_order_relaxed)) < call.pieces;) {
+      call.body(call.context, piece, slot);
+    }
+    inside_a_piece = false;
+  }
+};
+
+std::atomic<TeamEntry> team{nullptr};
+
 /// Never destroyed, as helpers may still look at it while the process ends.
 std::atomic<Pool*> pool{nullptr};
 std::atomic<int> allowed{1};
@@ -219,8 +240,12 @@ Pool& the_pool() {
   static const bool once = [] {
     pool.store(new Pool, std::memory_order_release);
 #ifdef FEWBIT_PTHREADS
-    // The child of a fork has the memory of the pool but not its threads; the old one is left to lie.
-    pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool, std::memory_order_release); });
+    // The child of a fork has the memory of the pool but not its threads; the old one is left to lie. OpenMP
+    // has no threads there either, and waits for them.
+    pthread_atfork(nullptr, nullptr, [] {
+      pool.store(new Pool, std::memory_order_release);
+      team.store(nullptr, std::memory_order_release);
+    });
 #endif
     return true;
   }();
@@ -236,10 +261,19 @@ void set_threads(int threads) {
 
 int threads() { return allowed.load(std::memory_order_relaxed); }
 
-void run_pieces(int64_t pieces, PieceBody body, void* context, int most) {
+void set_team(TeamEntry entry) {
+  the_pool();  // which has the child of a fork forget it
+  team.store(entry, std::memory_order_release);
+}
+
+void run_pieces(int64_t pieces, PieceBody body, void* context, int most, bool long_enough) {
   constexpr int64_t kTicketHolds = int64_t{1} << 31;
   const int slots = static_cast<int>(std::min<int64_t>(std::min(most, kMostThreads), pieces));
   if (slots <= 1 || inside_a_piece || pieces >= kTicketHolds) return alone(pieces, body, context);
+  if (const TeamEntry entry = team.load(std::memory_order_acquire); long_enough && entry != nullptr) {
+    TeamCall call{body, context, pieces};
+    return entry(&TeamCall::work, &call, static_cast<unsigned>(slots), 0);
+  }
   the_pool().run(pieces, body, context, slots);
 }
 

@@ -12,7 +12,9 @@
 // what a piece computes is a function of its number alone. So a kernel must choose its pieces from shapes,
 // never from threads(), and add up what pieces computed in their order. A call from inside a piece, and a
 // call while another thread's call is running, runs on the calling thread alone. After fork() the child
-// starts helpers of its own.
+// starts helpers of its own. Long calls (products of several rows) run on the threads of the OpenMP runtime
+// that the tensor library uses, where there is one: those wait for its next loop by spinning, some
+// milliseconds long, and a helper beside them would get half of a core, in slices longer than the whole call.
 #pragma once
 
 #include <cstdint>
@@ -26,20 +28,24 @@ using PieceBody = void (*)(void* context, int64_t piece, int slot);
 void set_threads(int threads);
 int threads();
 
+/// GOMP_parallel, which every OpenMP runtime for C has: calls function(data) on so many threads and waits.
+using TeamEntry = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+void set_team(TeamEntry entry);
+
 /// Returns when every piece is done; what the pieces wrote is then visible to the caller. Slots are below
-/// `most`.
-void run_pieces(int64_t pieces, PieceBody body, void* context, int most);
+/// `most`. `long_enough`: for the team, if there is one.
+void run_pieces(int64_t pieces, PieceBody body, void* context, int most, bool long_enough = false);
 
 namespace {  // a template must not be shared between instruction sets (csrc/kernels.cpp)
 
 /// Calls body(piece, slot) for each piece. Who keeps scratch for each slot makes it for `most` of them
 /// beforehand.
 template <class Body>
-void parallel_for(int64_t pieces, const Body& body, int most = threads()) {
+void parallel_for(int64_t pieces, const Body& body, int most = threads(), bool long_enough = false) {
   const PieceBody call = [](void* context, int64_t piece, int slot) {
     (*static_cast<const Body*>(context))(piece, slot);
   };
-  run_pieces(pieces, call, const_cast<void*>(static_cast<const void*>(&body)), most);
+  run_pieces(pieces, call, const_cast<void*>(static_cast<const void*>(&body)), most, long_enough);
 }
 
 }  // namespace

@@ -39,6 +39,9 @@ def use_isa(isa: str) -> None:
 def cpu_features() -> list[str]:
     """Features of this processor that matter here, as Linux spells them."""
 
+def set_team(entry: int) -> None:
+    """Let calls of several rows run on the threads of an OpenMP runtime: the address of its ``GOMP_parallel``, or 0."""
+
 def set_threads(threads: int) -> None:
     """How many threads a call may use from now on, the calling one included; 1 at import, at most 256."""
 

@@ -104,3 +104,34 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or not right())
 def test_a_child_of_a_fork_has_threads_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+TEAM = """
+import os, sys, torch, fewbit
+from torch import nn
+torch.set_num_threads(2)
+layer = fewbit.quantize(nn.Sequential(nn.Linear(256, 512)).eval(), "W4A8-dynamic-g128", calibrator="minmax")
+x = torch.randn(40, 256)
+before = layer(x)
+from fewbit import _native as native
+from fewbit.kernels import threads
+native.set_team(0)
+assert torch.equal(layer(x), before)
+native.set_team(threads._team())
+assert torch.equal(layer(x), before)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(layer(x), before) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_products_of_several_rows_are_the_same_on_torch_s_threads_and_in_a_child_of_a_fork() -> None:
+    done = subprocess.run([sys.executable, "-c", TEAM], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_s_threads_are_found() -> None:
+    if "OpenMP" in torch.__config__.parallel_info() and sys.platform == "linux":
+        assert threads._team() != 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from fewbit.bench.case import Case, Contender, PeerUnavailable, Run
 
 def contenders(case: Case) -> list[Contender]:
     """FP32, and weights of 4 or 8 bits with dynamic quantization groups of the weights' size."""
+    # Its telemetry starts processes beside the race; without the package OpenVINO takes a stub of its own.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         ov = importlib.import_module("openvino")
     except ImportError:
