@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -13,6 +15,7 @@ from product_cases import activations, exact_weight, weight
 from torch import Tensor
 
 from fewbit.kernels import products
+from fewbit.kernels.dispatch import native
 from fewbit.kernels.prepared import prepared
 from fewbit.kernels.products import Geometry
 from fewbit.kernels.weights import PackedMatrix
@@ -159,3 +162,18 @@ def test_products_follow_a_weight_that_changes(isa: str, spec: str, groups: int)
     old.scale.mul_(0)
     assert not run(old)[0].any()
     assert not run(old)[1].any()
+
+
+def test_nothing_is_told_at_the_interpreters_end() -> None:
+    lines = (
+        "import ctypes, torch, fewbit",
+        "from fewbit.kernels import prepared",
+        "made = fewbit.quantize(torch.nn.Linear(64, 64), 'W4A16-g32')",
+        "made(torch.randn(1, 64))",
+        "print(len(prepared._entries))",
+        "ctypes.pythonapi.Py_IncRef(ctypes.py_object(prepared._entries))",  # never let go
+    )
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= (native() is not None)
+    assert "leaked" not in done.stderr

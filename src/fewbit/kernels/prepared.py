@@ -7,6 +7,7 @@ tensor's storage.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ Form = tuple[tuple[Any, ...], tuple[Tensor | None, ...], Any]  # state of the co
 
 # A weak reference keeps the storage's address from being used again, so an address names one storage only.
 _entries: dict[int, tuple[StorageWeakRef, dict[Hashable, Form]]] = {}
+# What still lives when the interpreter ends would be told to the user as a leak of the compiled module.
+atexit.register(_entries.clear)
 
 
 def prepared(codes: Tensor, others: tuple[Tensor | None, ...], key: Hashable, build: Callable[[], T]) -> T:
