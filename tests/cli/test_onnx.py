@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx_cases import convnet, mlp, pictures, saved
+from onnx_cases import Maker, convnet, mlp, pictures, saved
 from typer.testing import CliRunner
 
 from fewbit.cli import app
@@ -71,3 +71,19 @@ def test_neither_the_model_nor_the_data_is_replaced(tmp_path: Path) -> None:
         assert code == 2
         assert "is the source itself" in str(told["error"])
     assert (source.read_bytes(), data.read_bytes()) == before
+
+
+def test_the_help_tells_of_onnx_files() -> None:
+    for command in ("quantize", "compare", "inspect"):
+        text = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout.split())
+        assert "an .onnx file" in text, command
+        assert ("FILE.onnx" in text) == (command != "inspect")
+
+
+def test_a_file_that_grew_is_not_called_smaller(tmp_path: Path) -> None:
+    m = Maker()
+    m.conv("x", "y", 2, 3, 1)
+    source = saved(m.model({"x": ["n", 3, 4, 4]}, ["y"]), tmp_path)
+    done = CliRunner().invoke(app, ["quantize", str(source), "-r", "W8A16", "-o", str(tmp_path / "out.onnx")])
+    assert done.exit_code == 0
+    assert "× larger)" in done.stdout

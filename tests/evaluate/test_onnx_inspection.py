@@ -37,3 +37,5 @@ def test_quantized_models(tmp_path: Path, recipe: str, target: str, kind: str, w
     fewbit.quantize(saved(convnet() if conv else mlp(), tmp_path), recipe, data, output=out, target=target)
     found = inspect_onnx(out).layers[0]
     assert (found.kind, found.weights, found.input) == (kind, weights, source)
+    assert found.parameters == (8 * 3 * 3 * 3 if conv else 32 * 48)
+    assert found.bytes_at(4) == found.parameters // 2

@@ -41,3 +41,11 @@ def test_a_graph_that_the_runtime_refuses() -> None:
     proto.graph.node[2].op_type = "NoSuchOperator"
     with pytest.raises(FewbitError, match="refuses the graph"):
         Runner(proto.SerializeToString())
+
+
+def test_an_operator_that_the_runtime_does_not_know_is_told_with_its_node() -> None:
+    proto = mlp()
+    proto.opset_import.add(domain="com.me", version=1)
+    proto.graph.node[2].op_type, proto.graph.node[2].domain = "Foo", "com.me"
+    with pytest.raises(FewbitError, match=r"com\.me:Foo.* is not a registered function/op: node 'act_node'"):
+        Runner(as_ir(proto))

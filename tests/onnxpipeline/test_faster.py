@@ -49,6 +49,7 @@ def test_what_is_not_faster_stays_in_float(tmp_path: Path, monkeypatch: pytest.M
     assert [region["kept"] for region in result.regions] == [False, True]
     assert set(result.skipped) == {"stem_node", "side_node", "mixed_node"}
     assert [layer.name for layer in result.layers] == ["out_node"]
+    assert "the biases of 1 layer was corrected" in result.notes
     floats = [n.name for n in ir.load(out).graph if n.op_type == "Conv" and n.inputs[1].const_value is not None]
     assert floats == ["stem_node", "side_node", "mixed_node"]
 
@@ -56,6 +57,7 @@ def test_what_is_not_faster_stays_in_float(tmp_path: Path, monkeypatch: pytest.M
 def test_a_model_that_is_nowhere_faster_comes_out_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result, out = quantized(tmp_path, monkeypatch, lambda _: (2.0, 1.0))
     assert result.layers == ()
+    assert not any("biases" in note for note in result.notes)
     x = {"x": pictures(2, size=8)}
     np.testing.assert_allclose(run(out, x)[0], run(branches(), x)[0], rtol=1e-4, atol=1e-4)
 

@@ -231,3 +231,19 @@ def test_inputs_that_are_no_multiple_of_the_group(tmp_path: Path, recipe: str, t
     model = ir.to_proto(ir.load(out))
     onnx.checker.check_model(model, full_check=True)
     assert sqnr(run(mlp(), {"x": X})[0], run(out, {"x": X})[0]) > 10
+
+
+def test_a_target_that_computes_the_layers_is_named(tmp_path: Path) -> None:
+    m = Maker()
+    m.node("ConvTranspose", ["x", m.weight("w", 3, 4, 2, 2)], "y")
+    source = saved(m.model({"x": ["n", 3, 8, 8]}, ["y"]), tmp_path)
+    with pytest.raises(FewbitError, match=r"\(ConvTranspose\) on integers; --target openvino or tensorrt does"):
+        fewbit.quantize(source, "W8A8", [pictures(2, size=8)], output=tmp_path / "out.onnx")
+
+
+def test_a_weight_on_the_left_is_told(tmp_path: Path) -> None:
+    m = Maker()
+    y = m.node("MatMul", [m.weight("left.w", 6, 32), m.node("Transpose", ["x"], "t")], "left")
+    m.node("MatMul", [m.node("Transpose", [y], "back"), m.weight("right.w", 6, 5)], "out")
+    result, _ = quantized(tmp_path, m.model({"x": ["n", 32]}, ["out"]), "W8A16")
+    assert result.skipped == {"left_node": "its weight is on the left side of the product"}

@@ -8,7 +8,12 @@ from rich.console import Console
 
 from fewbit.evaluate.onnx_inspection import inspect_onnx
 from fewbit.evaluate.onnx_models import compare_onnx
-from fewbit.report.onnx_table import onnx_comparison_document, onnx_comparison_tables, onnx_inspection_tables
+from fewbit.report.onnx_table import (
+    onnx_comparison_document,
+    onnx_comparison_tables,
+    onnx_inspection_document,
+    onnx_inspection_tables,
+)
 from fewbit.report.text import json_safe
 
 
@@ -36,3 +41,14 @@ def test_an_inspection_as_tables(tmp_path: Path) -> None:
     text = shown(onnx_inspection_tables(inspect_onnx(saved(convnet(), tmp_path)), "model.onnx"))
     assert "float batch×3×16×16" in text
     assert "16×1×3×3" in text
+    assert "as it is" in text
+    assert "INT4" in text
+
+
+def test_widths_as_plain_values(tmp_path: Path) -> None:
+    document = onnx_inspection_document(inspect_onnx(saved(convnet(), tmp_path)))
+    stem = document["layers"][0]
+    assert (stem["parameters"], stem["bytes"], stem["bytes_fp32"], stem["bytes_fp16"]) == (216, 864, 864, 432)
+    assert (stem["bytes_int8"], stem["bytes_int4"]) == (216, 108)
+    for name, value in document["total"].items():
+        assert value == sum(layer[name] for layer in document["layers"])

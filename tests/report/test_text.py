@@ -15,6 +15,7 @@ from fewbit.report.text import (
     json_safe,
     percent_text,
     seconds_text,
+    smaller_text,
     sqnr_text,
     times_text,
 )
@@ -80,3 +81,11 @@ def test_json_has_no_number_for_infinity_and_nan() -> None:
     assert plain == {"a": ["inf", [1.5, "-inf"]], "2": "nan", "path": "x", "none": None, "yes": True}
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert float(plain["a"][0]) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(400, 100, "4.00× smaller"), (5, 5, "1.00× smaller"), (43, 100, "2.33× larger"), (0, 9, "9.00× larger")],
+)
+def test_what_became_of_a_size(before: int, after: int, text: str) -> None:
+    assert smaller_text(before, after) == text

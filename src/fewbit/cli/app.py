@@ -91,7 +91,10 @@ def fewbit(
 def quantize(
     source: Source,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="The folder to write.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="The folder to write; of an .onnx file FILE.onnx.", show_default=False
+        ),
     ],
     recipe: Recipe = "W8A8",
     algorithm: Annotated[str, typer.Option("--algorithm", help="How weights are rounded.")] = "auto",
@@ -176,7 +179,7 @@ def inspect(
 def compare(
     source: Source,
     quantized: Annotated[
-        str, typer.Argument(metavar="QUANTIZED", help="The quantized model: a folder saved by fewbit.")
+        str, typer.Argument(metavar="QUANTIZED", help="The quantized model: a folder saved by fewbit, or FILE.onnx.")
     ],
     data: DataPath = None,
     html: Annotated[

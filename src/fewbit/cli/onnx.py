@@ -98,7 +98,7 @@ def _shown(document: dict[str, Any]) -> list[RenderableType]:
     from rich.markup import escape
 
     from fewbit.report.table import plain_table
-    from fewbit.report.text import bytes_text, count_text, times_text
+    from fewbit.report.text import bytes_text, count_text, smaller_text
 
     table = plain_table("layers", "layer", "type", "weights", "input", "parameters", "before", "after")
     for layer in document["layers"]:
@@ -113,7 +113,7 @@ def _shown(document: dict[str, Any]) -> list[RenderableType]:
     count, before, after = len(document["layers"]), document["bytes_before"], document["bytes_after"]
     summary = (
         f"{count} layer{'' if count == 1 else 's'} quantized for {document['target']}, {len(document['skipped'])} left "
-        f"in float; {document['output']} holds {count_text(after)} bytes ({times_text(before / max(after, 1))} smaller)"
+        f"in float; {document['output']} holds {count_text(after)} bytes ({smaller_text(before, after)})"
     )
     return [*parts, *(f"note: {escape(note)}" for note in document["notes"]), escape(summary)]
 
@@ -161,10 +161,10 @@ def run_inspect_onnx(session: Session, source: str, recipe: str | None) -> None:
     """
     if recipe is not None:
         raise FewbitError("inspect shows an ONNX file as it is; leave --recipe out")
-    import dataclasses
-
     from fewbit.evaluate.onnx_inspection import inspect_onnx
-    from fewbit.report.onnx_table import onnx_inspection_tables
+    from fewbit.report.onnx_table import onnx_inspection_document, onnx_inspection_tables
 
     found = inspect_onnx(source)
-    session.result({"source": source, **dataclasses.asdict(found)}, onnx_inspection_tables(found, Path(source).name))
+    session.result(
+        {"source": source, **onnx_inspection_document(found)}, onnx_inspection_tables(found, Path(source).name)
+    )

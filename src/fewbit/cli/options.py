@@ -20,7 +20,7 @@ Source: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A Hugging Face folder, package.module:factory (PyTorch), or a folder saved by fewbit.",
+        help="A Hugging Face folder, package.module:factory (PyTorch), an .onnx file, or a folder saved by fewbit.",
         show_default=False,
     ),
 ]

@@ -149,7 +149,7 @@ def shown(document: dict[str, Any]) -> list[RenderableType]:
     from rich.markup import escape
 
     from fewbit.report.table import plain_table
-    from fewbit.report.text import bytes_text, count_text, times_text
+    from fewbit.report.text import bytes_text, count_text, smaller_text
 
     table = plain_table("layers", "layer", "weights", "input", "parameters", "before", "after")
     for layer in document["layers"]:
@@ -162,7 +162,7 @@ def shown(document: dict[str, Any]) -> list[RenderableType]:
     summary = (
         f"{count} layer{'' if count == 1 else 's'} quantized, {len(document['skipped'])} left in float: "
         f"{bytes_text(before)} of weights became {bytes_text(after)} "
-        f"({times_text(before / max(after, 1))} smaller); "
+        f"({smaller_text(before, after)}); "
         f"{document['output']} holds {count_text(document['file_after'])} bytes"
     )
     return [table, *(f"note: {escape(note)}" for note in document["notes"]), escape(summary)]

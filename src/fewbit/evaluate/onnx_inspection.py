@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewbit.evaluate.inspection import WIDTHS
 from fewbit.onnxgraph import file
 from fewbit.onnxgraph.constants import attribute
 
@@ -25,6 +26,7 @@ class OnnxLayerInfo:
         weights: The type the weight is stored in, with the block size where it has one.
         input: ``coded`` where it reads a DequantizeLinear or codes, else ``float``.
         nbytes: Of the stored weight.
+        parameters: Values of the weight.
     """
 
     name: str
@@ -33,6 +35,15 @@ class OnnxLayerInfo:
     weights: str
     input: str
     nbytes: int
+    parameters: int
+
+    def bytes_at(self, bits: int) -> int:
+        """Bytes with every value of the weight at `bits` bits, without scales."""
+        return math.ceil(self.parameters * bits / 8)
+
+    def bytes_at_widths(self) -> dict[str, int]:
+        """The same for the usual widths, by name (``bytes_fp16``, …)."""
+        return {f"bytes_{name}": self.bytes_at(bits) for name, bits in WIDTHS}
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,9 @@ def _layer(node: Any) -> OnnxLayerInfo | None:
     tensor = None if weight is None else weight.const_value
     if tensor is None:
         return None
-    kind = str(tensor.dtype).lower()
+    kind, count = str(tensor.dtype).lower(), math.prod(tensor.shape)
     if node.op_type == "MatMulNBits":
-        kind = f"int{attribute(node, 'bits', 4)}"
+        kind, count = f"int{attribute(node, 'bits', 4)}", attribute(node, "K", 0) * attribute(node, "N", 0)
     return OnnxLayerInfo(
         node.name or node.outputs[0].name,
         node.op_type,
@@ -100,6 +111,7 @@ def _layer(node: Any) -> OnnxLayerInfo | None:
         f"{kind}/g{block}" if block else kind,
         "coded" if _is_coded(node) else "float",
         tensor.nbytes,
+        int(count),
     )
 
 

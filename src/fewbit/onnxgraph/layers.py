@@ -81,6 +81,8 @@ def find(model: Any) -> list[Layer]:
 def why_not(node: Any) -> str | None:
     """Why a product is no layer; None when it is one."""
     weight = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weight is None and node.op_type == "MatMul" and array_of(node.inputs[0]) is not None:
+        return "its weight is on the left side of the product"
     if weight is None:
         return "its weight is computed"
     if weight.dtype != np.float32:

@@ -62,6 +62,10 @@ class Means:
         found = self._found.get(layer.name)
         return None if found is None else correction(weight, codes.dequantize(), found.mean())
 
+    def answers(self, layer: Layer) -> bool:
+        """Whether the layer's bias answers for what its inputs' mean tells; a MatMul has none."""
+        return layer.name in self._found and layer.kind != "MatMul"
+
 
 def geometry(layer: Layer, size: tuple[int, ...]) -> Geometry | None:
     """How a convolution walks over an input of a spatial size; None for a product."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class Runner:
             with _as_argument(model) as argument:
                 self.session = ort.InferenceSession(argument, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class an error code
-            raise FewbitError(f"ONNX Runtime refuses the graph: {_told(error)}") from error
+            raise FewbitError(f"ONNX Runtime refuses the graph: {_told(error)}{_where(error, model)}") from error
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -158,3 +159,12 @@ def _told(error: BaseException) -> str:
     """The runtime's message without its code, in one line."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line.split(" : ")[-1] if line.startswith("[ONNXRuntimeError]") else line
+
+
+def _where(error: BaseException, model: Any) -> str:
+    """Which node has the operator that the runtime does not know; its message names the operator alone."""
+    found = re.search(r"(\S*):(\w+)\(-?\d+\) is not a registered function/op", str(error))
+    if found is None or isinstance(model, str | Path | bytes):
+        return ""
+    names = [node.name for node in model.graph.all_nodes() if (node.domain, node.op_type) == found.groups()]
+    return f": node {names[0]!r}" if names else ""

@@ -16,7 +16,7 @@ from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
-from fewbit.onnxgraph import drift, observe, placement, ranges
+from fewbit.onnxgraph import drift, observe, placement, ranges, targets
 from fewbit.onnxgraph.choice import choose as choose_ranges
 from fewbit.onnxgraph.equalize import equalize
 from fewbit.onnxgraph.grams import Grams
@@ -47,7 +47,7 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         if plan not in usable:
             job.skipped[plan.name] = f"{job.target.name} has no integer kernel for {plan.kind}"
     if not usable:
-        raise FewbitError(f"{job.target.name} computes none of the chosen layers on integers")
+        raise FewbitError(_none_usable(job, {plan.kind for plan in plans}))
     for plan in usable:
         assert plan.scheme is not None
         layer_weights(plan.scheme.weights, plan.name)
@@ -67,6 +67,8 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
     kept = set(weights) if not job.settings.only_if_faster else _measured(job, solved, first[0])
     if job.settings.bias_correction:
         solved = _without_drift(job, solved, kept, seen.batches)
+    if means is not None and (count := sum(means.answers(job.layers[name]) for name in kept)):
+        job.notes.append(f"the biases of {count} layer{' was' if count == 1 else 's were'} corrected")
     for plan in usable:
         if plan.name not in kept:
             job.skipped[plan.name] = "integers are not faster there"
@@ -74,6 +76,12 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         source = job.layers[plan.name].node.inputs[0].name
         job.tell(plan, weights[plan.name], str(spec) if source in places.group else "float")
     job.replace_model(solved.written(kept))
+
+
+def _none_usable(job: Job, kinds: set[str]) -> str:
+    able = [name for name in targets.names() if kinds & targets.get(name).products]
+    hint = f"; --target {' or '.join(able)} does" if able else ""
+    return f"{job.target.name} computes none of the chosen layers ({', '.join(sorted(kinds))}) on integers{hint}"
 
 
 def _without_drift(job: Job, solved: Solved, kept: set[str], batches: list[Any]) -> Solved:
@@ -134,7 +142,6 @@ def _weights(
     """Codes of all weights, and all biases, corrected where there are means."""
     weights: dict[str, QTensor] = {}
     biases: dict[str, Tensor] = {}
-    corrected = 0
     for step, plan in enumerate(plans, 1):
         layer = job.layers[plan.name]
         matrix, weights[plan.name] = job.round_weight(plan, grams)
@@ -142,12 +149,9 @@ def _weights(
         shift = None if means is None else means.correction(layer, matrix, weights[plan.name])
         if shift is not None and layer.kind != "MatMul":
             bias = shift if bias is None else bias.double() + shift
-            corrected += 1
         if bias is not None:
             biases[plan.name] = bias.float()
         job.told_progress("quantize", step, len(plans))
-    if corrected:
-        job.notes.append(f"the biases of {corrected} layers were corrected")
     return weights, biases
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fewbit.evaluate.inspection import WIDTHS, InspectedLayer, Inspection
 from fewbit.report.table import plain_table
-from fewbit.report.text import bytes_text, count_text, times_text
+from fewbit.report.text import bytes_text, count_text, smaller_text
 
 
 def inspection_table(inspection: Inspection, title: str, recipe: str | None) -> Table:
@@ -86,5 +86,5 @@ def _totals(inspection: Inspection) -> list[str]:
     cells = ["total", "", "", count_text(inspection.parameters), "", bytes_text(now)]
     cells += [bytes_text(inspection.bytes_at(bits)) for _, bits in WIDTHS]
     if planned is not None:
-        cells += [f"{times_text(now / max(planned, 1))} smaller", bytes_text(planned)]
+        cells += [smaller_text(now, planned), bytes_text(planned)]
     return cells

@@ -9,8 +9,18 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from fewbit.evaluate.inspection import WIDTHS
 from fewbit.report.table import plain_table
-from fewbit.report.text import bytes_text, count_text, decibels_text, percent_text, seconds_text, sqnr_text, times_text
+from fewbit.report.text import (
+    bytes_text,
+    count_text,
+    decibels_text,
+    percent_text,
+    seconds_text,
+    smaller_text,
+    sqnr_text,
+    times_text,
+)
 
 if TYPE_CHECKING:
     from fewbit.evaluate.onnx_inspection import OnnxInspection
@@ -21,8 +31,7 @@ def onnx_comparison_tables(comparison: OnnxComparison) -> Group:
     """The whole model, then its layers."""
     whole = plain_table("whole model", "", "before", "after", "")
     before, after = comparison.bytes_before, comparison.bytes_after
-    ratio = f"{times_text(before / max(after, 1))} smaller"
-    whole.add_row("on disk", bytes_text(before), bytes_text(after), ratio)
+    whole.add_row("on disk", bytes_text(before), bytes_text(after), smaller_text(before, after))
     if comparison.time is not None:
         first, second = (timing.median for timing in comparison.time)
         speed = f"{times_text(first / max(second, 1e-12))} the speed in ONNX Runtime"
@@ -64,8 +73,23 @@ def onnx_inspection_tables(inspection: OnnxInspection, title: str) -> Group:
         about.add_row(f"output {escape(name)}", escape(shape))
     about.add_row("nodes", ", ".join(f"{kind} {count}" for kind, count in inspection.nodes.items()))
     about.add_row("weights", f"{count_text(inspection.parameters)} in {bytes_text(inspection.nbytes)}")
-    layers: Table = plain_table("layers", "layer", "type", "shape", "weights", "input", "bytes")
+    widths = [name.upper() for name, _ in WIDTHS]
+    layers: Table = plain_table("layers", "layer", "type", "shape", "weights", "input", "as it is", *widths)
     for layer in inspection.layers:
-        shape = "×".join(map(str, layer.shape))
-        layers.add_row(escape(layer.name), layer.kind, shape, layer.weights, layer.input, bytes_text(layer.nbytes))
+        shape, sizes = "×".join(map(str, layer.shape)), [layer.nbytes, *(layer.bytes_at(bits) for _, bits in WIDTHS)]
+        cells = (escape(layer.name), layer.kind, shape, layer.weights, layer.input)
+        layers.add_row(*cells, *map(bytes_text, sizes))
+    total = onnx_inspection_document(inspection)["total"]
+    layers.add_section()
+    layers.add_row("total", "", "", "", "", *map(bytes_text, total.values()))
+    layers.caption = "weights of layers; FP32 to INT4: every value at that width, without scales"
     return Group(about, layers)
+
+
+def onnx_inspection_document(inspection: OnnxInspection) -> dict[str, Any]:
+    """The same as plain values, with the bytes of each layer's weight at other widths."""
+    rows = [{"bytes": layer.nbytes, **layer.bytes_at_widths()} for layer in inspection.layers]
+    document = dataclasses.asdict(inspection)
+    document["layers"] = [layer | row for layer, row in zip(document["layers"], rows)]
+    names = ["bytes", *(f"bytes_{name}" for name, _ in WIDTHS)]
+    return {**document, "total": {name: sum(row[name] for row in rows) for name in names}}

@@ -16,6 +16,7 @@ from fewbit.report.text import (
     decibels_text,
     percent_text,
     seconds_text,
+    smaller_text,
     sqnr_text,
     times_text,
 )
@@ -38,7 +39,7 @@ def whole_table(comparison: Comparison) -> Table:
     """Size, time and error of the whole model: before, after, and what it means."""
     table = plain_table("whole model", "", "before", "after", "")
     size = comparison.size
-    table.add_row("weights", bytes_text(size.before), bytes_text(size.after), f"{times_text(size.ratio)} smaller")
+    table.add_row("weights", bytes_text(size.before), bytes_text(size.after), smaller_text(size.before, size.after))
     if size.file_before is not None or size.file_after is not None:
         table.add_row("on disk", _file(size.file_before), _file(size.file_after), _file_ratio(comparison))
     if comparison.time is not None:
@@ -130,4 +131,4 @@ def _file_ratio(comparison: Comparison) -> str:
     before, after = comparison.size.file_before, comparison.size.file_after
     if before is None or after is None:
         return f"{count_text(before or after or 0)} bytes"
-    return f"{times_text(before / max(after, 1))} smaller"
+    return smaller_text(before, after)

@@ -57,6 +57,13 @@ def times_text(factor: float) -> str:
     return f"{_three_digits(factor)}×"
 
 
+def smaller_text(before: int, after: int) -> str:
+    """``"3.97× smaller"``, or ``"1.20× larger"``: what became of a size."""
+    if before < after:
+        return f"{times_text(after / max(before, 1))} larger"
+    return f"{times_text(before / max(after, 1))} smaller"
+
+
 def json_safe(value: Any) -> Any:
     """`value` with every float that JSON cannot write as a string, tuples as lists and paths as text."""
     if isinstance(value, float) and not math.isfinite(value):
