@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnx_cases import as_ir, convnet
+from onnx_cases import as_ir, branching, convnet
 
 from fewbit.onnxgraph.constants import add_constant, array_of, attribute, fresh_name, only_use
 
@@ -31,3 +31,15 @@ def test_attributes_and_only_readers() -> None:
     assert only_use(graph[0].outputs[0]) is graph[1]
     stem = next(node for node in graph if node.name == "stem.act_node")
     assert only_use(stem.outputs[0]) is None  # read twice
+
+
+def test_a_reader_in_a_subgraph_is_no_only_use_and_names_there_are_taken() -> None:
+    proto = branching()
+    other = next(a.g for node in proto.graph.node for a in node.attribute if a.name == "else_branch")
+    other.node[0].input[0] = "inner.w"  # so that one branch alone reads "a"
+    graph = as_ir(proto).graph
+    value = next(node.outputs[0] for node in graph if node.name == "a_node")
+    assert [use.node.graph is graph for use in value.uses()] == [False]
+    assert only_use(value) is None
+    assert fresh_name(graph, "t") == "t_2"
+    assert fresh_name(graph, "new") == "new"
