@@ -81,12 +81,55 @@ def test_another_shape_than_an_engine_was_made_for_is_told() -> None:
     pytest.importorskip("onnxruntime")
     deployed = fewbit.deploy(quantized(Residual), pictures(1), "onnxruntime")
     assert deployed(pictures(1)).shape == (1, 5)
-    with pytest.raises(
-        FewbitError, match=r"onnxruntime refused inputs of shape \(4, 3, 8, 8\).*made for \(1, 3, 8, 8\)"
-    ):
+    with pytest.raises(FewbitError, match=r"refused inputs of float32 \(4, 3, 8, 8\).*made for float32 \(1, 3, 8, 8\)"):
         deployed(pictures(4))
     with pytest.raises(FewbitError, match="two samples or more, which leaves the batch size open"):
         deployed.codes(pictures(4))
+
+
+def test_what_is_no_float_tensor_is_told() -> None:
+    deployed = fewbit.deploy(quantized(Residual), pictures(), "onnxruntime")
+    with pytest.raises(FewbitError, match="takes tensors, not NumPy arrays"):
+        deployed(pictures().numpy())
+    with pytest.raises(FewbitError, match=r"refused inputs of float64 \(6, 3, 8, 8\); .* made for float32"):
+        deployed(pictures().double())
+
+
+def test_a_file_is_not_replaced_unasked_and_its_ending_is_known(tmp_path: Path) -> None:
+    deployed = fewbit.deploy(quantized(Residual), pictures(), "torch")
+    path = deployed.save(tmp_path / "net.onnx")
+    path.write_bytes(b"mine")
+    with pytest.raises(FewbitError, match=r"net\.onnx exists already: pass overwrite=True"):
+        deployed.save(path)
+    assert path.read_bytes() == b"mine"
+    assert deployed.save(path, overwrite=True).read_bytes() != b"mine"
+    for name in ("net", "net.foo", "net.onnx.bak"):
+        with pytest.raises(FewbitError, match=r"saved as \.onnx or \.tflite, not as net"):
+            deployed.save(tmp_path / name)
+
+
+class Largest(nn.Module):
+    """Ends in the largest or smallest value of a picture; the clamp has a whole and a broken number."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.head = how, nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.how == "pool":
+            return self.head(F.adaptive_max_pool2d(x, 1).flatten(1)).clamp(-2, 2.5)
+        return self.head(x.amax((2, 3)) if self.how == "max" else x.amin((2, 3))).clamp(-2, 2.5)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("how", ["max", "min", "pool"])
+def test_largest_values_are_the_same_in_every_engine(how: str, name: str) -> None:
+    model = fewbit.quantize(seeded(Largest(how)), "W8A8", [pictures()])
+    deployed = fewbit.deploy(model, pictures(), name)
+    found, wanted = deployed.codes(pictures()), fewbit.deploy(model, pictures(), "reference").codes(pictures())
+    assert len(found) == 2  # of the picture, and of its largest values
+    assert max(int((found[key].int() - wanted[key].int()).abs().max()) for key in wanted) <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -84,3 +84,23 @@ def test_another_shape_than_the_examples_is_refused() -> None:
 def test_codes_that_end_before_a_byte_does_are_refused() -> None:
     with pytest.raises(FewbitError, match=r"has codes from .* clips at those of 8 bits alone: quantize activations"):
         write(network(Residual, "W4A4"), [pictures()])
+
+
+def test_what_has_no_form_in_the_file_is_told_by_its_reason() -> None:
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    model = fewbit.quantize(seeded(convolutions), "W8A8", [pictures()])
+    with pytest.raises(FewbitError, match=r"layer 2: its output stays in float.*a linear layer alone"):
+        write(integer_network(model, [pictures()]), [pictures()])
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.a(x).chunk(2, 1)
+            return self.b(one + other)
+
+    model = fewbit.quantize(seeded(Halves()), "W8A8", [pictures()])
+    with pytest.raises(FewbitError, match="parts of a tensor are not written to TensorFlow Lite"):
+        write(integer_network(model, [pictures()]), [pictures()])

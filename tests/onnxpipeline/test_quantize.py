@@ -247,3 +247,20 @@ def test_a_weight_on_the_left_is_told(tmp_path: Path) -> None:
     m.node("MatMul", [m.node("Transpose", [y], "back"), m.weight("right.w", 6, 5)], "out")
     result, _ = quantized(tmp_path, m.model({"x": ["n", 32]}, ["out"]), "W8A16")
     assert result.skipped == {"left_node": "its weight is on the left side of the product"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ("brecq", "brecq learns block by block in torch, and is not there for ONNX files: take gptq, adaround or best"),
+        ("autoround", "autoround learns block by block"),
+        ("smoothquant", "smoothquant moves scales between the layers of a torch model"),
+        ("rotation+gptq", "only equalize can stand before a"),
+        ("equalize+brecq", "brecq learns block by block"),
+        ("gptqq", "no algorithm is called 'gptqq'"),
+    ],
+)
+def test_a_name_never_stands_for_another_algorithm(tmp_path: Path, algorithm: str, said: str) -> None:
+    with pytest.raises(FewbitError, match=said):
+        quantized(tmp_path, convnet(), "W4A8", [pictures()], algorithm=algorithm)
+    assert not (tmp_path / "out.onnx").exists()

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fewbit import atomic
 from fewbit.errors import FewbitError
 from fewbit.integer import Network, integer_network
 from fewbit.integer.arguments import arguments
@@ -56,27 +58,37 @@ class Deployed:
         try:
             return function(*given)
         except Exception as error:
-            shapes, made_for = ([tuple(x.shape) for x in each] for each in (given, self._example))
-            if shapes == made_for:
+            found, wanted = _told(given), _told(self._example)
+            if found == wanted:
                 raise
             raise FewbitError(
-                f"{self.engine} refused inputs of shape {_told(shapes)}; the network was made for {_told(made_for)}. "
-                "Give deploy an example of that shape, or one of two samples or more, which leaves the batch size open"
+                f"{self.engine} refused inputs of {found}; the network was made for {wanted}. Give deploy an example "
+                "like these, or one of two samples or more, which leaves the batch size open"
             ) from error
 
-    def save(self, path: str | Path) -> Path:
-        """Write the network as ONNX with Q/DQ pairs, which any engine reads, or as ``.tflite`` by the path's ending.
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the network as ONNX with Q/DQ pairs, which any engine reads (``.onnx``), or as ``.tflite``.
+
+        Args:
+            path: The file to appear, whole or not at all; its ending says what it will be.
+            overwrite: Whether a file at ``path`` is replaced.
 
         Raises:
-            FewbitError: An operation has no form in the format, or the file cannot be written.
+            FewbitError: Another ending; there is a file at ``path``; an operation has no form in the format, or the
+                file cannot be written.
         """
         from fewbit.integer import qdq, tflite
 
-        if Path(path).suffix == ".tflite":
-            tflite.write(self.network, self._example, path)
+        ending = Path(path).suffix.lower()
+        if ending not in (".onnx", ".tflite"):
+            raise FewbitError(f"a network is saved as .onnx or .tflite, not as {Path(path).name}")
+        if Path(path).exists() and not overwrite:
+            raise FewbitError(f"{path} exists already: pass overwrite=True to replace it")
+        if ending == ".tflite":
+            data, _ = tflite.write(self.network, self._example)
         else:
-            qdq.export(self.network, self._example, path)
-        return Path(path)
+            data = qdq.export(self.network, self._example)[0].SerializeToString()
+        return atomic.write_bytes(path, data, overwrite=overwrite)
 
     def __repr__(self) -> str:
         integers = sum(node.integer for node in self.network.nodes)
@@ -116,8 +128,8 @@ def deploy(model: nn.Module, example: Any, engine: str | None = None, *, threads
     return Deployed(model, integer_network(model, batches), chosen, batches[0], threads)
 
 
-def _told(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes))
+def _told(inputs: Sequence[Tensor]) -> str:
+    return ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)
 
 
 def _inputs(model: nn.Module, network: Network, batch: Any) -> list[Tensor]:
@@ -129,9 +141,12 @@ def _leaves(network: Network, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """The tensors in arguments.
 
     Raises:
-        FewbitError: There are more or fewer than the network has inputs.
+        FewbitError: There are more or fewer than the network has inputs, or arrays that are no tensors.
     """
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, Tensor)]
+    found = torch.utils._pytree.tree_leaves((tuple(args), dict(kwargs)))
+    if any(isinstance(leaf, np.ndarray) for leaf in found):
+        raise FewbitError("the network takes tensors, not NumPy arrays: hand it torch.from_numpy(array)")
+    leaves = [leaf for leaf in found if isinstance(leaf, Tensor)]
     if len(leaves) != len(network.inputs):
         raise FewbitError(f"the network takes {len(network.inputs)} tensors, not {len(leaves)}")
     return leaves

@@ -22,9 +22,12 @@ from fewbit import atomic
 from fewbit.errors import FewbitError, require
 from fewbit.integer import lower, qdq_ops
 from fewbit.integer.ir import Network, Node, Ref
+from fewbit.integer.maxima import keep_maxima_apart
 from fewbit.integer.simplify import Program
 
 _INFINITY = float("inf")
+_ATEN = torch.ops.aten
+_CLAMPS = (_ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default, _ATEN.hardtanh.default)
 
 
 def qdq_module(network: Network) -> tuple[fx.GraphModule, list[str]]:
@@ -116,6 +119,9 @@ class _Builder:
             real, (node.args, node.kwargs), is_leaf=lambda leaf: isinstance(leaf, Ref)
         )
         assert node.target is not None
+        if node.target in _CLAMPS:
+            # The exporter makes tensors of whole numbers, which clamp refuses beside plain ones.
+            args, kwargs = torch.utils._pytree.tree_map(lambda x: float(x) if type(x) is int else x, (args, kwargs))
         return self.graph.call_function(node.target, args, kwargs)
 
 
@@ -149,6 +155,7 @@ def export(network: Network, example: Sequence[Tensor], path: str | Path | None 
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise FewbitError(f"torch.onnx.export failed: {lines[0]}") from error
     assert program is not None
+    keep_maxima_apart(program.model)
     model = program.model_proto
     codes = _named_codes(model, order)
     if path is not None:

@@ -112,6 +112,8 @@ class _Writer:
             raise FewbitError(
                 f"{node.name}: {getattr(node.target, '__name__', node.op)} is not written to TensorFlow Lite"
             )
+        if node.detail.get("list") or any(name not in self.index for name in node.inputs[:1]):
+            raise FewbitError(f"{node.name}: parts of a tensor are not written to TensorFlow Lite")
         write(node, shapes[node.inputs[0]], shapes[node.name])
 
     def finish(self) -> bytes:
@@ -128,8 +130,13 @@ class _Writer:
         walk, numbers = node.geometry, lower.layer_numbers(self.network, node)
         assert walk is not None
         depthwise = walk.groups == before[1] == after[1] and walk.groups > 1
-        if len(walk.kernel) != 2 or (walk.groups > 1 and not depthwise) or numbers.y is None:
+        if len(walk.kernel) != 2 or (walk.groups > 1 and not depthwise):
             raise FewbitError(f"layer {node.layer}: only plain and depthwise convolutions of pictures are written")
+        if numbers.y is None:
+            raise FewbitError(
+                f"layer {node.layer}: its output stays in float, as no layer of integers reads it; in a TensorFlow "
+                "Lite file that can be a linear layer alone, so take another engine"
+            )
         source = self._padded(node, before)
         codes = numbers.codes.permute(1, 2, 3, 0) if depthwise else numbers.codes.permute(0, 2, 3, 1)
         weight = self._weight(node, codes.contiguous().numpy(), numbers, 3 if depthwise else 0)

@@ -111,6 +111,14 @@ def quantize_file(
     )
 
 
+# What would be another algorithm in a file, where each weight is rounded by itself.
+_OF_BLOCKS = {
+    "autoround": "learns block by block in torch",
+    "brecq": "learns block by block in torch",
+    "smoothquant": "moves scales between the layers of a torch model",
+}
+
+
 class Job:
     """One model on its way; :meth:`run` changes it in place.
 
@@ -256,6 +264,10 @@ def split_algorithm(name: str, static: bool) -> tuple[bool, str]:
     rounding = name if first != "equalize" else rest[0] if rest else "auto"
     chosen = rounding if rounding != "auto" else "gptq" if static else "rtn"
     algorithms.get(chosen)
+    if chosen in _OF_BLOCKS:
+        raise FewbitError(
+            f"{chosen} {_OF_BLOCKS[chosen]}, and is not there for ONNX files: take gptq, adaround or best"
+        )
     return first == "equalize", chosen
 
 

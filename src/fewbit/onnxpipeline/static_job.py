@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewbit.calibrate.kept import Kept
 from fewbit.errors import FewbitError
+from fewbit.integer.maxima import keep_maxima_apart
 from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
@@ -75,7 +76,9 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
             continue
         source = job.layers[plan.name].node.inputs[0].name
         job.tell(plan, weights[plan.name], str(spec) if source in places.group else "float")
-    job.replace_model(solved.written(kept))
+    written = solved.written(kept)
+    keep_maxima_apart(written)
+    job.replace_model(written)
 
 
 def _none_usable(job: Job, kinds: set[str]) -> str:
