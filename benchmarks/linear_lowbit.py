@@ -37,10 +37,6 @@ def run(name: str, footprint: int, rounds: int, most: Limits | None, only: list[
     found += contenders.own(case)
     if bits in (2, 3):  # what fewer bits save is shown beside 4
         found += contenders.own(Case(m, k, n, 4, group, footprint=footprint))
-    with torch.inference_mode():
-        for contender in found:
-            for copy in contender.copies:
-                copy()
     rows = race.race(case, found, most, rounds if m < 100 else 3)
     for reason in missing.items():
         print("not raced:", *reason)

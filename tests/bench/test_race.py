@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -21,8 +22,18 @@ def test_everyone_runs_as_often_and_copies_take_turns() -> None:
 
     medians = in_turn({"a": [run("a0"), run("a1")], "b": [run("b0")]}, rounds=3, calls=2)  # type: ignore[list-item]
     assert set(medians) == {"a", "b"}
-    assert called.count("b0") == 9
-    assert [name for name in called if name[0] == "a"] == ["a0", "a1"] * 4 + ["a0"]
+    assert called.count("b0") == 10
+    assert called[:3] == ["a0", "a1", "b0"]  # untimed
+    assert [name for name in called if name[0] == "a"] == ["a0", "a1"] * 5 + ["a0"]
+
+
+def test_what_a_copy_prepares_at_its_first_call_is_not_timed() -> None:
+    def lazy() -> Callable[[], object]:
+        ready: list[bool] = []
+        return lambda: None if ready else (time.sleep(0.02), ready.append(True))
+
+    medians = in_turn({"lazy": [lazy() for _ in range(12)]}, rounds=1, calls=8)
+    assert medians["lazy"] < 0.01
 
 
 def test_rows_hold_ratios_rates_and_the_share_of_the_limit() -> None:

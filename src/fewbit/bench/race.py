@@ -83,6 +83,8 @@ def in_turn(
 ) -> dict[str, float]:
     """Median seconds a call of each contender, whose copies take turns.
 
+    Each copy runs once before anything is timed, as many prepare their weights then.
+
     Args:
         contenders: Functions by name; each is called with the next of its copies.
         rounds: Times that everyone has its turn.
@@ -92,6 +94,9 @@ def in_turn(
     turns = {name: itertools.cycle(copies) for name, copies in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     with torch.inference_mode():
+        for copies in contenders.values():
+            for copy in copies:
+                copy()
         for one in range(rounds):
             for name, turn in turns.items():
                 time.sleep(_REST)

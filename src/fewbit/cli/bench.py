@@ -134,7 +134,8 @@ def _case(text: str, bits: int, group: int, footprint: int) -> Case:
     group = 0 if bits == 8 else group
     if group and k % group:
         raise FewbitError(f"--shape {text}: K is no multiple of the group, {group}; choose another --group")
-    return Case(m, k, n, bits, group, footprint)
+    # Of many rows the arithmetic decides: two copies do, and making more would take most of the time.
+    return Case(m, k, n, bits, group, footprint if m < 64 else 0)
 
 
 def _tables(rows: list[Row], limits: Limits | None) -> list[Table]:
