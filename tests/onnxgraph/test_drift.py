@@ -5,34 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-import torch
-from onnx_cases import as_ir, convnet, pictures, run
+from onnx_cases import convnet, pictures, run
+from quantized_cases import quantize
 
-from fewbit.algorithms import rtn
-from fewbit.numbers.spec import QSpec
-from fewbit.onnxgraph import drift, layers, observe, placement, ranges, static, targets
-from fewbit.onnxgraph.simplify import simplify
-from fewbit.onnxpipeline.static_job import layer_bias
+from fewbit.onnxgraph import drift, observe
 
 BATCHES = [pictures(16, seed=1), pictures(16, seed=2)]
-
-
-def networks(target_name: str) -> tuple[Any, Any, list[Any], dict[str, torch.Tensor]]:
-    """A float network, the same with coarse weights, its layers and its biases."""
-    model = as_ir(convnet())
-    simplify(model)
-    target, found = targets.get(target_name), layers.find(model)
-    places = placement.place(model, found, target)
-    statistics = ranges.new_statistics(places, "minmax", {})
-    observe.observe(model, statistics, BATCHES)
-    codes = ranges.solve(ranges.merged(places, statistics), "minmax", {}, QSpec.parse(target.activations))
-    weights = {la.name: rtn.quantize_weight(la.matrix(), QSpec.parse("int3/channel/sym")) for la in found}
-    biases = {la.name: bias for la in found if (bias := layer_bias(la)) is not None}
-    written = model.clone()
-    there = placement.place(written, layers.find(written), target)
-    static.write_static(written, there, target, codes, weights, biases)
-    return model, written, found, biases
 
 
 def output_means(model: Any, name: str) -> np.ndarray:
@@ -45,7 +25,8 @@ def output_means(model: Any, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
 def test_means_of_outputs_come_back(target: str) -> None:
-    model, written, found, biases = networks(target)
+    pair = quantize(convnet(), BATCHES, "int3/channel/sym", target)
+    model, written, found, biases = pair.model, pair.quantized, pair.layers, pair.biases
     names = [drift._output(layer).name for layer in found if layer.name in biases]
     before = [np.abs(output_means(model, n) - output_means(written, n)).mean() for n in names]
     told: list[tuple[str, int, int]] = []
@@ -59,16 +40,14 @@ def test_means_of_outputs_come_back(target: str) -> None:
 
 
 def test_a_channel_that_is_always_flat_stays() -> None:
-    model, written, found, biases = networks("onnxruntime")
-    first = found[0]
+    pair = quantize(convnet(), BATCHES, "int3/channel/sym")
+    biases, first = pair.biases, pair.layers[0]
     dead = biases[first.name].clone()
     dead[0] = -1e3
     array = np.array(first.bias.const_value.numpy())
     array[0] = -1e3
-    import onnx_ir as ir
-
     first.bias.const_value = ir.Tensor(array, name=first.bias.name)
-    made = drift.corrected(model, written, found, {**biases, first.name: dead}, BATCHES)
+    made = drift.corrected(pair.model, pair.quantized, pair.layers, {**biases, first.name: dead}, BATCHES)
     assert float(made[first.name][0]) == -1e3
 
 

@@ -10,26 +10,9 @@ import onnx
 import pytest
 from onnx import helper
 from onnx_cases import Maker, as_ir, branches, convnet, linear_stream, pictures
+from quantized_cases import quantize
 
-from fewbit.algorithms import rtn
-from fewbit.numbers.spec import QSpec
-from fewbit.onnxgraph import layers, observe, placement, ranges, segments, static, targets
-from fewbit.onnxgraph.simplify import simplify
-from fewbit.onnxpipeline.static_job import layer_bias
-
-
-def quantized(proto: onnx.ModelProto, batches: list[np.ndarray]) -> Any:
-    model = as_ir(proto)
-    simplify(model)
-    target, found = targets.get("onnxruntime"), layers.find(model)
-    places = placement.place(model, found, target)
-    statistics = ranges.new_statistics(places, "minmax", {})
-    observe.observe(model, statistics, batches)
-    codes = ranges.solve(ranges.merged(places, statistics), "minmax", {}, QSpec.parse(target.activations))
-    weights = {la.name: rtn.quantize_weight(la.matrix(), QSpec.parse("int8/channel/sym")) for la in found}
-    biases = {la.name: bias for la in found if (bias := layer_bias(la)) is not None}
-    static.write_static(model, places, target, codes, weights, biases)
-    return model
+from fewbit.onnxgraph import observe, segments
 
 
 def decoded(model: Any) -> list[str]:
@@ -49,7 +32,7 @@ def test_every_tensor_is_that_of_the_whole_graph(
     make: Callable[[], onnx.ModelProto], size: int, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = [pictures(3, size=size), pictures(2, size=size, seed=1)]
-    model = quantized(make(), batches)
+    model = quantize(make(), batches).quantized
     names = decoded(model)
     assert len(names) >= 5
     monkeypatch.setattr(observe, "PIECE_BYTES", piece)
@@ -74,7 +57,7 @@ def test_every_tensor_is_that_of_the_whole_graph(
 
 def test_a_constant_that_changes_behind_is_followed() -> None:
     batches = [pictures(2)]
-    model = quantized(convnet(), batches)
+    model = quantize(convnet(), batches).quantized
     names = decoded(model)
     walk = segments.Walk(model, names, batches)
     walk.look(names[0], lambda _: None)

@@ -69,4 +69,9 @@ def test_a_file_system_without_locks_is_used_without(tmp_path: Path, monkeypatch
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     lock = RunLock(tmp_path / "out.partial", tmp_path / "out")
     lock.take()
+    (lock.folder / "run.json").write_text("{}")
     lock.release()
+    assert (lock.folder / "run.json").exists()
+    lock.take()
+    lock.release()
+    assert [path.name for path in lock.folder.iterdir()] == ["run.json"]
