@@ -98,7 +98,7 @@ def settings() -> list[Setting]:
     for at in AT:
         found += [ours("rtn", symmetry, at, clip) for symmetry in ("sym", "asym") for clip in ("minmax", "mse")]
         found += [ours("hqq", symmetry, at) for symmetry in ("sym", "asym")]
-        found += [ours(name, "asym", at) for name in ("awq", "gptq", "awq+gptq", "best")]
+        found += [ours(name, "asym", at) for name in ("awq", "gptq", "awq+gptq", "rotation+gptq", "autoround", "best")]
         found += [ours("gptq", "sym", at)]
         found += [Setting(name, at, make) for name, make in _gemma_peers.found(at)]
     return found

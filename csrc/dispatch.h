@@ -94,7 +94,8 @@ struct Kernels {
   void (*nearest_plane)(const PlaneProblem& problem, int64_t first, int64_t count, float* scratch);
   /// At most 64 rows at a time.
   void (*descend)(const DescentProblem& problem, int64_t first, int64_t count);
-  /// Columns 16 * block to 16 * block + 15; null where the set has no tiles, as gram_square is then.
+  /// Columns 16 * block to 16 * block + 15; null where the set cannot multiply bfloat16, as gram_square is
+  /// then.
   void (*gram_pack)(const GramProblem& problem, int64_t block);
   /// A square of 256 by 256 sums; acc holds as many, at an address that 64 divides.
   void (*gram_square)(const GramProblem& problem, int64_t down, int64_t right, float* acc);

@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
+#include "cpu.h"
 #include "split.h"
 
 namespace fewbit::passes {
@@ -245,8 +248,20 @@ void descend(const Kernels& with, DescentProblem problem, int64_t rows) {
   });
 }
 
+namespace {
+
+/// Whether the processor has what gram_square of a set needs: without tiles products of pairs, which not
+/// every processor has that runs the set.
+bool multiplies_bfloat16(const Kernels& with) {
+  static const std::vector<std::string> features = cpu_features();
+  return std::string_view(with.isa) == "amx" ||
+         std::find(features.begin(), features.end(), "avx512_bf16") != features.end();
+}
+
+}  // namespace
+
 bool gram(const Kernels& with, GramProblem problem) {
-  if (with.gram_square == nullptr) return false;
+  if (with.gram_square == nullptr || !multiplies_bfloat16(with)) return false;
   constexpr int64_t kSide = 256, kSquare = kSide * kSide, kLine = 32;
   if (problem.count == 0 || problem.cols == 0) return true;
   const int64_t blocks = (problem.cols + 31) / 32 * 2, depth = (problem.count + 31) / 32 * 32,

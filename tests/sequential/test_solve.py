@@ -24,6 +24,7 @@ def pair() -> tuple[nn.Module, list[LayerPlan]]:
 def sums(x: torch.Tensor) -> InputSums:
     made = InputSums("q", Wanted(True, False, True))
     made.update(Call("linear", x), False)
+    made.flush()
     return made
 
 

@@ -16,6 +16,7 @@ def sums(seed: int, held_back: bool = False) -> InputSums:
     made.update(Call("linear", x), False)
     if held_back:
         made.update(Call("linear", x + 1), True)
+    made.flush()
     return made
 
 

@@ -1,4 +1,5 @@
-"""Adding ``x xᵀ`` over rows x to sums of it: on AMX's tiles where rows are in bfloat16, else by torch's products."""
+"""Adding ``x xᵀ`` over rows x to sums of it: where rows are in bfloat16 on AMX's tiles or by AVX-512's products of
+pairs, else by torch's products."""
 
 from __future__ import annotations
 

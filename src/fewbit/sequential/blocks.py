@@ -1,11 +1,11 @@
 """The sequential pipeline: block after block, each calibrated on what the quantized blocks before it put out.
 
-capture calls → for each block: load → sum up inputs → round weights → run the quantized block → release.
+capture calls → for each block: load → sum up inputs and round weights, one group of layers after another → release.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fewbit.sequential.forward import over_windows, stand_ins
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
 from fewbit.sequential.reconstruct import float_twin, reconstruct
+from fewbit.sequential.staged import in_order, solve_in_order
 from fewbit.sequential.work import Passed, Work
 
 
@@ -122,25 +123,38 @@ def _run_block(
     def forward(window: int) -> Tensor:
         return calls[window].run(module, states.get(window))
 
+    def output(window: int) -> Tensor:
+        return _checked(forward(window).float(), block.name)
+
     notes: list[str] = []
+    done = False
     if plans:
         first = work.mine[0] if work.mine else None
         look = (lambda: forward(first or 0)) if work.generic else None
         groups = shared_inputs(block, module, plans, look, work.ranks)
         before = float_twin(module, work.settings)
-        notes = calibrate_and_solve(work, groups, forward)
+        if in_order(work, plans):
+            notes, done = solve_in_order(work, groups, output, None if before is not None else behind.put)
+        else:
+            notes = calibrate_and_solve(work, groups, forward)
         if before is not None:
             notes += reconstruct(work, before, module, lambda m, w: calls[w].outputs(m, states.get(w)))
     else:
         work.step(len(calls))
-    with capture.replaced(work.store.model, stand_ins(work.store.model, work.compute, block.name)):
-        for window, output in over_windows(work.mine, forward, work.compute, work.threads):
-            behind.put(window, _checked(output.float(), block.name))
-            work.step()
+    if not done:
+        _outputs(work, block, output, behind)
     work.ranks.barrier()
     work.notes += notes
     work.store.release(block.name, notes)
     work.trim()
+
+
+def _outputs(work: Work, block: Block, output: Callable[[int], Tensor], behind: HiddenStates) -> None:
+    """What the quantized block makes of every window."""
+    with capture.replaced(work.store.model, stand_ins(work.store.model, work.compute, block.name)):
+        for window, state in over_windows(work.mine, output, work.compute, work.threads):
+            behind.put(window, state)
+            work.step()
 
 
 def _checked(output: Tensor, name: str) -> Tensor:

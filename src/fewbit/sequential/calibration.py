@@ -56,14 +56,24 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
     )  # what is large comes when the rest is gone
     for turn, number in enumerate(order):
         owner = turn % work.ranks.size
-        sums = _gather(work, folds.pop(number), owner)
+        sums = gather(work, folds.pop(number), owner)
         starved += solve_group(work.store.model, groups[number], sums, work.settings, work.ranks, owner)
         del sums
         work.trim()
+    return starved_note(starved)
+
+
+def starved_note(starved: Sequence[str]) -> list[str]:
+    """A note on layers that saw no data, if there are any."""
     if not starved:
         return []
     more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
     return [f"{starved[0]}{more} saw no calibration data and were quantized without it"]
+
+
+def is_held_back(window: int) -> bool:
+    """Whether a window judges candidates."""
+    return window % _HELD_BACK_EVERY == _HELD_BACK_EVERY - 1
 
 
 def set_ranges(work: Work, plans: Sequence[LayerPlan], forward: Callable[[int], object]) -> None:
@@ -115,11 +125,11 @@ def _collect(
     folds = {number: Fold(lambda left, right: left.join(right)) for number in groups}
     leaders = {group[0].name: number for number, group in groups.items()}
     for leaf_number, leaf in work.leaves:
-        sums = {number: _new_sums(work, group, ranges_only) for number, group in groups.items()}
+        sums = {number: new_sums(work, group, ranges_only) for number, group in groups.items()}
         _sum_leaf(work, leaf, sums, leaders, forward, ranges_only)
         for number in groups:
             folds[number].push(tree.Node(0, leaf_number, sums.pop(number)))
-        _park(work, earlier | folds)
+        park(work, earlier | folds)
         work.trim()
     return folds
 
@@ -151,13 +161,15 @@ def _sum_leaf(
 
     with observed(work.store.model, list(leaders), receive):
         for window, calls in over_windows(leaf, run, work.compute, work.threads):
-            held_back = window % _HELD_BACK_EVERY == _HELD_BACK_EVERY - 1
             for name, call in calls:
-                sums[leaders[name]].update(call, held_back)
+                sums[leaders[name]].update(call, is_held_back(window))
             work.step()
+    for each in sums.values():
+        each.flush()
 
 
-def _new_sums(work: Work, group: Group, ranges_only: bool) -> InputSums:
+def new_sums(work: Work, group: Group, ranges_only: bool = False) -> InputSums:
+    """Empty sums over the input of a group."""
     settings = work.settings
     layers = new_statistics(list(group), settings.recipe, False)
     ranges = {name: each.range_statistic for name, each in layers.items() if each.range_statistic is not None}
@@ -166,7 +178,7 @@ def _new_sums(work: Work, group: Group, ranges_only: bool) -> InputSums:
     return InputSums(group[0].name, Wanted(False, False, False) if ranges_only else wanted, ranges=ranges)
 
 
-def _gather(work: Work, fold: Fold, owner: int) -> InputSums | None:
+def gather(work: Work, fold: Fold, owner: int) -> InputSums | None:
     """The sums over all windows, in the process that owns them; the others send theirs."""
     ranks = work.ranks
     if ranks.size == 1:
@@ -191,7 +203,7 @@ def _received(work: Work, rank: int) -> Iterator[tree.Node[InputSums]]:
         yield tree.Node(level, index, value)
 
 
-def _park(work: Work, folds: dict[int, Fold]) -> None:
+def park(work: Work, folds: dict[int, Fold]) -> None:
     """Put waiting sums on disk while they take more than a quarter of the memory allowed, the largest first."""
     if work.memory is None or work.folder is None:
         return

@@ -181,8 +181,8 @@ def replaced(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Non
             parent._modules[key] = old
 
 
-class _Stand(nn.Module):
-    """Stands in a block's place; models read attributes of their blocks, such as a layer type."""
+class Stand(nn.Module):
+    """Stands in a module's place; models read attributes of their modules, such as a block's layer type."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -194,8 +194,14 @@ class _Stand(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_block"), name)
 
+    @property
+    def behind(self) -> nn.Module:
+        """What it stands for."""
+        block: nn.Module = object.__getattribute__(self, "_block")
+        return block
 
-class _Recorder(_Stand):
+
+class _Recorder(Stand):
     def __init__(self, block: nn.Module, seen: Captured, interned: Interned, total: int) -> None:
         super().__init__(block)
         self.seen, self.interned, self.total = seen, interned, total
@@ -217,7 +223,7 @@ class _Recorder(_Stand):
         return _in_form(seen.form, hidden)
 
 
-class _Replay(_Stand):
+class _Replay(Stand):
     """Returns what is stored, or passes its input on."""
 
     def __init__(self, block: nn.Module, form: Any, output: Tensor | None) -> None:

@@ -119,13 +119,17 @@ def narrow(layers: Iterable[nn.Module], compute: str) -> Iterator[None]:
 def stand_ins(model: nn.Module, compute: str, block: str) -> dict[str, nn.Module]:
     """Layers with dequantized weights for the places of a block's quantized linear layers without activation codes: the
     same products, without unpacking a weight for every window."""
+    layers = quantized_layers(model.get_submodule(block))
+    made = {f"{block}.{path}": (layer, stand_in(layer, compute)) for path, layer in layers.items()}
+    return {name: other for name, (layer, other) in made.items() if other is not layer}
+
+
+def stand_in(layer: nn.Module, compute: str) -> nn.Module:
+    """One such layer; the layer itself where it is of another kind."""
+    if not isinstance(layer, QuantLinear) or layer.input_quantizer is not None:
+        return layer
     dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
-    made: dict[str, nn.Module] = {}
-    for path, layer in quantized_layers(model.get_submodule(block)).items():
-        if isinstance(layer, QuantLinear) and layer.input_quantizer is None:
-            weight = _columns_first(layer.weight_qtensor().dequantize().to(dtype))
-            made[f"{block}.{path}"] = _Dequantized(weight, layer.bias)
-    return made
+    return _Dequantized(_columns_first(layer.weight_qtensor().dequantize().to(dtype)), layer.bias)
 
 
 def _columns_first(weight: Tensor) -> Tensor:

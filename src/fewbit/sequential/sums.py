@@ -19,6 +19,7 @@ from fewbit.calibrate.statistic import Statistic
 from fewbit.nn.intercept import Call
 
 _AT_ONCE = 2**22  # values that are read to be added to others
+_WAITING = 2**23  # values of inputs that wait to be multiplied together
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,38 @@ class InputSums:
     ranges: dict[str, Statistic] = field(default_factory=dict)
     mean: InputMean | None = None
     _parked: Path | None = None
+    _rows: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def update(self, call: Call, held_back: bool) -> None:
-        """Take in one input."""
+        """Take in one input; rows for the Gram matrices wait until they are many, or for :meth:`flush`."""
         if call.x.numel() == 0 or call.kind == "embedding":
             return
         for statistic in self.ranges.values():
             statistic.update(call.x)
         if self.wanted.gram and call.kind == "linear":
             attribute = "held_back" if held_back and self.wanted.held_back else "gram"
-            gram = getattr(self, attribute)
-            if gram is None:
-                gram = Gram(call.x.shape[-1], self.name)
-                setattr(self, attribute, gram)
-            gram.update(call.x)
+            waiting = self._rows.setdefault(attribute, [])
+            waiting.append(call.x.reshape(-1, call.x.shape[-1]))
+            if sum(rows.numel() for rows in waiting) >= _WAITING:
+                self._multiply(attribute)
         elif self.wanted.mean:
             if self.mean is None:
                 self.mean = InputMean(call.geometry, self.name)
             self.mean.geometry = call.geometry
             self.mean.update(call.x)
+
+    def flush(self) -> None:
+        """Take in what waits; before the sums are looked at."""
+        for attribute in list(self._rows):
+            self._multiply(attribute)
+
+    def _multiply(self, attribute: str) -> None:
+        waiting = self._rows.pop(attribute)
+        gram = getattr(self, attribute)
+        if gram is None:
+            gram = Gram(waiting[0].shape[-1], self.name)
+            setattr(self, attribute, gram)
+        gram.update(waiting[0] if len(waiting) == 1 else torch.cat(waiting))
 
     def join(self, other: InputSums) -> InputSums:
         """Add what comes later; both are used up."""

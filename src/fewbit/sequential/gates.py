@@ -1,0 +1,136 @@
+"""Forward passes of many windows that wait for each other in front of layers that are not quantized yet.
+
+Each window runs in a thread of its own, of which only so many run at a time. A gate stands in a layer's place: it tells
+which input met it and waits until the layer is quantized, so that a block runs once however many of its layers need
+statistics, and every layer sees what the quantized ones before it put out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.sequential import capture
+from fewbit.sequential.forward import computing
+
+
+class Gate(capture.Stand):
+    """In the place of a layer.
+
+    Args:
+        layer: The layer, whose attributes the model may ask for.
+        arrive: Called with an input while there is no quantized layer; may wait for it, or raise.
+    """
+
+    def __init__(self, layer: nn.Module, arrive: Callable[[Tensor], None]) -> None:
+        super().__init__(layer)
+        object.__setattr__(self, "after", None)
+        object.__setattr__(self, "arrive", arrive)
+
+    def put(self, after: nn.Module) -> None:
+        """From now on compute with this layer."""
+        object.__setattr__(self, "after", after)
+
+    def forward(self, x: Tensor) -> Any:
+        """What the quantized layer makes of an input."""
+        if self.after is None:
+            self.arrive(x)
+        return self.after(x)
+
+
+class Crew:
+    """Threads that run windows and wait at gates; a context, at whose end none is left.
+
+    Args:
+        windows: Their numbers.
+        run: Makes a window's output; called without gradients.
+        compute: The type of the passes.
+        threads: Windows that run at a time.
+    """
+
+    def __init__(self, windows: Sequence[int], run: Callable[[int], Tensor], compute: str, threads: int) -> None:
+        self.waiting: dict[int, tuple[int, Tensor]] = {}
+        self._outputs: dict[int, Tensor] = {}
+        self._errors: dict[int, Exception] = {}
+        self._run, self._compute = run, compute
+        self._slots, self._changed = threading.Semaphore(threads), threading.Condition()
+        self._open: set[int] = set()
+        self._closed, self._busy, self._local = False, len(windows), threading.local()
+        self._threads = [threading.Thread(target=self._work, args=(window,), daemon=True) for window in windows]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def settle(self) -> None:
+        """Wait until every window waits at a gate or is done.
+
+        Raises:
+            Exception: What a window raised, the first one's.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0)
+        if self._errors:
+            raise self._errors[min(self._errors)]
+
+    def outputs(self) -> dict[int, Tensor]:
+        """What the windows that are done since the last time put out."""
+        with self._changed:
+            done, self._outputs = self._outputs, {}
+        return done
+
+    def open(self, number: int) -> None:
+        """Let those pass that wait at the gates of this number, and those to come."""
+        with self._changed:
+            self._open.add(number)
+            for window in [window for window, (at, _) in self.waiting.items() if at == number]:
+                del self.waiting[window]
+                self._busy += 1
+            self._changed.notify_all()
+
+    def arrive(self, number: int, x: Tensor) -> None:
+        """Called by gates: wait until they are open.
+
+        Raises:
+            Stop: The crew is sent home.
+        """
+        with self._changed:
+            self.waiting[self._local.window] = (number, x)
+            self._busy -= 1
+            self._changed.notify_all()
+            self._slots.release()
+            self._changed.wait_for(lambda: number in self._open or self._closed)
+        self._slots.acquire()
+        if self._closed:
+            raise capture.Stop
+
+    def _work(self, window: int) -> None:
+        self._local.window = window
+        torch.set_num_threads(1)  # see fewbit.sequential.forward
+        with self._slots:
+            try:
+                if not self._closed:
+                    with torch.no_grad(), computing(self._compute):
+                        self._outputs[window] = self._run(window)
+            except capture.Stop:
+                pass
+            except Exception as error:  # noqa: BLE001 - whatever it is, settle raises it in the main thread
+                self._errors[window] = error
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify_all()

@@ -1,0 +1,63 @@
+"""Windows wait for each other at gates, and nobody is left waiting."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewbit.sequential.gates import Crew, Gate
+
+
+def crew_of(layers: list[nn.Linear], windows: int = 5, threads: int = 2) -> tuple[Crew, list[Gate]]:
+    gates: list[Gate] = []
+
+    def run(window: int) -> Tensor:
+        x = torch.full((1, 4), float(window))
+        for gate in gates:
+            x = gate(x)
+        return x
+
+    crew = Crew(range(windows), run, "float32", threads)
+    gates += [Gate(layer, lambda x, n=number: crew.arrive(n, x)) for number, layer in enumerate(layers)]
+    return crew, gates
+
+
+def test_every_window_waits_and_then_computes_with_what_was_put() -> None:
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    crew, gates = crew_of(layers)
+    with crew, torch.no_grad():
+        for number, layer in enumerate(layers):
+            crew.settle()
+            assert {window: at for window, (at, _) in crew.waiting.items()} == dict.fromkeys(range(5), number)
+            gates[number].put(layer)
+            crew.open(number)
+        crew.settle()
+        outputs = crew.outputs()
+        for window in range(5):
+            assert torch.equal(outputs[window], layers[1](layers[0](torch.full((1, 4), float(window)))))
+        assert not crew.outputs()
+
+
+def test_a_gate_shows_what_it_stands_for() -> None:
+    _, gates = crew_of([nn.Linear(4, 4)])
+    assert gates[0].in_features == 4
+    assert gates[0].weight is gates[0].behind.weight
+
+
+def test_the_first_windows_error_is_told_and_the_others_go_home() -> None:
+    before = threading.active_count()
+
+    def run(window: int) -> Tensor:
+        if window in (1, 3):
+            raise ValueError(f"window {window}")
+        crew.arrive(0, torch.zeros(1))
+        return torch.zeros(1)
+
+    crew = Crew(range(4), run, "float32", 2)
+    with pytest.raises(ValueError, match="window 1"), crew:
+        crew.settle()
+    assert threading.active_count() == before
+    assert not crew.outputs()
