@@ -90,6 +90,16 @@ std::vector<std::string> detect() {
 std::vector<std::string> detect() { return {}; }
 #endif
 
+/// Whether the processor names itself AuthenticAMD, or HygonGenuine, which has the same cores.
+bool is_amd() {
+#ifdef FEWBIT_CPUID
+  const unsigned name = cpuid(0, 0).b;
+  return name == 0x68747541u || name == 0x6F677948u;
+#else
+  return false;
+#endif
+}
+
 bool has(std::initializer_list<const char*> wanted) {
   const std::vector<std::string> names = cpu_features();
   return std::all_of(wanted.begin(), wanted.end(), [&](const char* name) {
@@ -98,6 +108,8 @@ bool has(std::initializer_list<const char*> wanted) {
 }
 
 }  // namespace
+
+const bool asks_ahead = !is_amd();
 
 std::vector<std::string> cpu_features() {
   static const std::vector<std::string> names = detect();

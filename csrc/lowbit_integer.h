@@ -8,62 +8,10 @@
 // order, so neither the number of threads nor the number of rows changes a bit.
 #pragma once
 
-#include "lowbit_finish.h"
-#include "lowbit_rows.h"
+#include "lowbit_block.h"
 
 namespace fewbit {
 namespace {
-
-/// How far ahead of the arithmetic weights are asked for, and into which cache (2: the second, where one core
-/// keeps more requests open; 3: the first). By measurement: 4 KiB ahead were 10% slower than these. Of 2 and
-/// 3 bits, which leave fewer bytes a dot product, the lines `kFarAhead` on are asked into the second as well.
-template <int kBits>
-constexpr int64_t kAhead = kBits < 4 ? 1024 : 3072;  // bytes
-template <int kBits>
-constexpr int kLevel = kBits < 4 ? 3 : 2;
-constexpr int64_t kFarAhead = 3072;
-
-inline Simd::Float scales_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
-  const int64_t at = (tile * w.groups + group) * kTile + part * Simd::kLanes;
-  switch (w.scale_type) {
-    case ScaleType::f16:
-      return Simd::load_half(static_cast<const uint16_t*>(w.scales) + at);
-    case ScaleType::bf16:
-      return Simd::load_bfloat(static_cast<const uint16_t*>(w.scales) + at);
-    default:
-      return Simd::load(static_cast<const float*>(w.scales) + at);
-  }
-}
-
-inline Simd::Int zeros_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
-  if (w.zeros == nullptr) return Simd::ints(w.zero);
-  return Simd::widen(w.zeros + (tile * w.groups + group) * kTile + part * Simd::kLanes);
-}
-
-inline Simd::Int weight_sums_of(const LowbitWeights& w, int64_t tile, int64_t group, int part) {
-  return Simd::load_ints(w.sums + (tile * w.groups + group) * kTile + part * Simd::kLanes);
-}
-
-template <int kBits>
-inline void ask_for(const uint8_t* line) {
-  __builtin_prefetch(line, 0, kLevel<kBits>);
-}
-
-/// Asks for what the block `kAhead` bytes on holds.
-template <int kBits>
-inline void ask_ahead(const uint8_t* block) {
-  for (int line = 0; line < kBits; ++line) {
-    ask_for<kBits>(block + kAhead<kBits> + line * kLine);
-    if constexpr (kBits < 4) __builtin_prefetch(block + kFarAhead + line * kLine, 0, 2);
-  }
-}
-
-/// Asks for the first lines of a piece, all at once; from there on every block asks for a later one.
-template <int kBits>
-inline void ask_first(const LowbitWeights& w, int64_t tile) {
-  const uint8_t* begin = w.codes + tile * w.tile_bytes();
-  for (int64_t at = 0; at < kAhead<kBits>; at += kLine) ask_for<kBits>(begin + at);
-}
 
 /// Whether codes are multiplied where they stand, those of a field in a chain of its own, which is moved down
 /// at the end of a group: exact, as every product of the field has the factor, and without overflow, as
@@ -101,7 +49,7 @@ inline void add_block(const uint8_t* block, const IntegerRows& x, int first, int
                       Simd::Int (&acc)[kChains][kRows][Simd::kParts]) {
   const int8_t* rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = x.at(first + r, k);
-  ask_ahead<kBits>(block);
+  if (kRows > kAloneRows<kBits> || asks_ahead) ask_ahead<kBits>(block);
   Simd::Partial sums[kChains][kRows][Simd::kParts];
   for (int c = 0; c < kChains; ++c) {
     for (int r = 0; r < kRows; ++r) {
@@ -176,7 +124,7 @@ template <int kBits, int kRows>
 void integer_rows(const LowbitCall& call, int64_t row, int first, const LowbitPiece& piece) {
   const IntegerRows x(call, row);
   alignas(64) float sums[kRows * kTile];
-  ask_first<kBits>(call.weights, piece.tile_begin);
+  if (kRows > kAloneRows<kBits> || asks_ahead) ask_first<kBits>(call.weights, piece.tile_begin);
   for (int64_t tile = piece.tile_begin; tile < piece.tile_end; ++tile) {
     integer_tile<kBits, kRows>(call.weights, tile, x, first, sums);
     for (int r = 0; r < kRows; ++r) finish(call, row + first + r, tile, sums + r * kTile);
@@ -196,6 +144,12 @@ template <int kBits>
 void integer_piece(const LowbitCall& call, const LowbitPiece& piece) {
   for (int64_t row = piece.row_begin; row < piece.row_end; row += kRowBlock) {
     const int rows = rows_of(call, row);
+    if constexpr (kHasBlocks) {
+      if (rows == kFull) {
+        full_rows<kBits>(call, row, piece);
+        continue;
+      }
+    }
     for (int first = 0; first < rows; first += Simd::kMaxRows) {
       const int some = rows - first < Simd::kMaxRows ? rows - first : Simd::kMaxRows;
       integer_some<kBits, Simd::kMaxRows>(call, row, first, some, piece);

@@ -6,7 +6,9 @@ AMX's tiles, where there are some) do a second, each with as many threads as tor
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import mmap
 import os
 import platform
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fewbit.kernels import dispatch, onednn, threads
 
@@ -108,10 +111,20 @@ def measure_limits() -> Limits | None:
     if native is None:
         return None
     threads.follow_torch(native)
-    block = torch.ones(_READ_BYTES // 8, dtype=torch.int64)
+    block = _block_to_read()
     read = _best(lambda: native.read_memory(block) and float(block.nbytes))
     peaks = {what: _best(lambda what=what: native.peak(what, _PIECES, _ROUNDS[what])) for what in _ROUNDS}  # type: ignore[misc]
     return Limits(threads=torch.get_num_threads(), read=read, **peaks)
+
+
+def _block_to_read() -> Tensor:
+    """``_READ_BYTES`` of int64 on huge pages where the system has them, as packed weights are: a core reads a third
+    less past the ends of small ones."""
+    memory = mmap.mmap(-1, _READ_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.int64).fill_(1)
 
 
 def limits_document(limits: Limits | None) -> dict[str, Any] | None:
