@@ -51,8 +51,10 @@ struct Cut {
     if (call.rows <= few) {  // as long as the weights are what takes time
       const int64_t most = std::clamp<int64_t>(w.tiles / (kPieces * unit), 1, 64);
       tiles = unit * std::clamp<int64_t>(kPieceBytes / (unit * w.tile_bytes()), 1, most);
-    } else {  // enough outputs to use the rows again and again, and pieces for some cores
-      tiles = std::clamp<int64_t>(w.tiles / 8 / unit * unit, unit, kMostTiles);
+    } else {  // enough outputs to use the rows again and again, and pieces for some cores; few rows take
+              // little time, and whoever takes the last piece should not be waited for
+      const int64_t most = std::clamp<int64_t>(call.rows / 4 / unit * unit, 4, kMostTiles);
+      tiles = std::clamp<int64_t>(w.tiles / 8 / unit * unit, unit, most);
     }
     across = (w.tiles + tiles - 1) / tiles;
     down = (call.rows + rows - 1) / rows;
