@@ -4,17 +4,19 @@ Accuracy: EfficientNet-Lite0 on 500 ImageNet pictures, calibrated on every fifth
 FP32 and the logits' SQNR, Q/DQ models in ONNX Runtime, nncf's in OpenVINO. Speed: medians over interleaved calls,
 ONNX Runtime and OpenVINO, batch 1 and 8; also a ResNet-18 and a MobileNetV2 with random weights, written below.
 
-    python benchmarks/onnx_cnn.py --images ../shared/data/imagenet-sample-dev.zip [--only accuracy|speed] [--peers …]
+    python benchmarks/onnx_cnn.py --images ../shared/data/imagenet-sample-dev.zip [--only accuracy|make|speed]
 
 writes ``benchmarks/results/onnx_cnn_accuracy.*`` and ``onnx_cnn_speed.*``. It needs fewbit[demo,onnx], and openvino
 and nncf for their rows. Models are kept in ``--folder``, so that the speeds can be measured again without making them
-again.
+again (``--only make`` makes what speed needs), and so are the speeds of each network: ``--nets`` measures some of them
+and the table shows those of the others from before.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ from fewbit.onnxgraph.session import Runner
 IMAGES = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample-dev.zip"
 EVERY, BATCH = 5, 25
 PEERS = ("ort-minmax", "ort-percentile", "ort-entropy", "nncf", "nncf-mixed")
+FAST, COMPARED = ("fewbit", "fewbit openvino", "ort-minmax", "nncf"), ("ort-minmax", "nncf")
 OURS: dict[str, dict[str, Any]] = {
     "fewbit": {},
     "fewbit rtn": {"algorithm": "rtn"},
@@ -121,6 +124,16 @@ def mobilenet_v2() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)).eval()
 
 
+def as_trained(model: nn.Module) -> nn.Module:
+    """The same with batch norms that shift, as every trained one does: folded, they are the convolutions' biases."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.normal_(module.bias, std=0.1)
+    return model
+
+
 def lite0() -> nn.Module:
     from fewbit.demo.efficientnet import efficientnet_lite0
 
@@ -129,13 +142,14 @@ def lite0() -> nn.Module:
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "EfficientNet-Lite0": lite0,
-    "ResNet-18": resnet18,
-    "MobileNetV2": mobilenet_v2,
+    "ResNet-18": lambda: as_trained(resnet18()),
+    "ResNet-18 unbiased": resnet18,
+    "MobileNetV2": lambda: as_trained(mobilenet_v2()),
 }
 
 
 def export(name: str, folder: Path) -> Path:
-    path = folder / f"{name}.onnx"
+    path = folder / f"{name.replace(' ', '-')}.onnx"
     if not path.exists():
         torch.manual_seed(0)
         torch.onnx.export(
@@ -153,7 +167,7 @@ def export(name: str, folder: Path) -> Path:
 
 def make(name: str, how: str, data: list[np.ndarray], folder: Path) -> tuple[Path, float]:
     """A quantized model, and the seconds it took."""
-    out = folder / f"{name}.{how.replace(' ', '-')}.{'xml' if how.startswith('nncf') else 'onnx'}"
+    out = folder / f"{name}.{how}.{'xml' if how.startswith('nncf') else 'onnx'}".replace(" ", "-")
     took = out.with_suffix(".seconds")
     if out.exists():
         return out, float(took.read_text()) if took.exists() else float("nan")
@@ -284,28 +298,48 @@ def in_turn(calls: dict[str, Callable[[np.ndarray], np.ndarray]], x: np.ndarray,
     return {how: float(np.median(seconds)) for how, seconds in taken.items()}
 
 
-def speed(folder: Path, hows: list[str], rounds: int) -> None:
-    rng, rows, entries, threads = np.random.default_rng(0), [], [], torch.get_num_threads()
-    engines = ["ONNX Runtime", *(["OpenVINO"] if importlib.util.find_spec("openvino") else [])]
+def speed_data() -> list[np.ndarray]:
+    return [np.random.default_rng(0).standard_normal((8, 3, 224, 224)).astype(np.float32)]
+
+
+def measure(name: str, folder: Path, hows: list[str], rounds: int) -> list[dict[str, Any]]:
+    """One entry for each engine and batch size of one network."""
+    threads, data, entries = torch.get_num_threads(), speed_data(), []
+    paths = {"FP32": export(name, folder)} | {how: make(name, how, data, folder)[0] for how in hows}
+    for engine in ("ONNX Runtime", *(["OpenVINO"] if importlib.util.find_spec("openvino") else [])):
+        usable = {how: p for how, p in paths.items() if engine == "OpenVINO" or p.suffix == ".onnx"}
+        calls = {how: runner(path, engine, threads) for how, path in usable.items()}
+        for batch in (1, 8):
+            medians = {h: 1e3 * seconds for h, seconds in in_turn(calls, data[0][:batch], rounds).items()}
+            entries.append({"net": name, "engine": engine, "batch": batch, "ms": medians, "threads": threads})
+            print(entries[-1], file=sys.stderr, flush=True)
+    return entries
+
+
+def speed(folder: Path, nets: list[str], hows: list[str], rounds: int) -> None:
+    entries = []
     for name in NETS:
-        data = [rng.standard_normal((8, 3, 224, 224)).astype(np.float32)]
-        paths = {"FP32": export(name, folder)} | {how: make(name, how, data, folder)[0] for how in hows}
-        for engine in engines:
-            usable = {how: p for how, p in paths.items() if engine == "OpenVINO" or p.suffix == ".onnx"}
-            calls = {how: runner(path, engine, threads) for how, path in usable.items()}
-            for batch in (1, 8):
-                x = data[0][:batch]
-                medians = {how: 1e3 * seconds for how, seconds in in_turn(calls, x, rounds).items()}
-                entries.append({"net": name, "engine": engine, "batch": batch, "ms": medians})
-                rows.append((name, engine, str(batch), *(f"{medians[h]:.2f}" if h in medians else "–" for h in paths)))
-                print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+        kept = folder / f"{name}.speed.json"
+        if name in nets:
+            kept.write_text(json.dumps(measure(name, folder, hows, rounds)))
+        entries += json.loads(kept.read_text()) if kept.exists() else []
+    columns = ("FP32", *hows)
+
+    def row(entry: dict[str, Any]) -> tuple[str, ...]:
+        ms = entry["ms"]
+        against = (f"{ms[peer] / ms['fewbit']:.2f}" if {peer, "fewbit"} <= ms.keys() else "–" for peer in COMPARED)
+        times = (f"{ms[how]:.2f}" if how in ms else "–" for how in columns)
+        return entry["net"], entry["engine"], str(entry["batch"]), *times, *against
+
+    head = ("network", "engine", "batch", *columns, *(f"{peer} / fewbit" for peer in COMPARED))
     text = f"""# Convolutional networks as ONNX, milliseconds
 
-Medians of {rounds} rounds that call each model once in a random order, {threads} threads, 224×224 pictures; ResNet-18
-and MobileNetV2 with random weights. nncf's models run in OpenVINO alone.
-Made by `python benchmarks/onnx_cnn.py --only speed`.
+Medians of {rounds} rounds that call each model once in a random order, {entries[0]["threads"]} threads, 224×224
+pictures; ResNet-18 and MobileNetV2 with random weights; unbiased: with batch norms as torch makes them, which shift
+nothing, so that a convolution has no bias unless a quantizer corrects it. nncf's models run in OpenVINO alone. Last
+columns: how many times as fast as that peer fewbit's model is. Made by `python benchmarks/onnx_cnn.py --only speed`.
 
-{_results.markdown_table(("network", "engine", "batch", "FP32", *hows), rows, left=2)}"""
+{_results.markdown_table(head, [row(entry) for entry in entries], left=2)}"""
     _results.write("onnx_cnn_speed", text, {"rows": entries})
 
 
@@ -313,16 +347,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=Path, default=IMAGES)
     parser.add_argument("--folder", type=Path, default=Path("onnx-models"), help="where models are made and kept")
-    parser.add_argument("--only", choices=("accuracy", "speed"))
-    parser.add_argument("--models", nargs="+", default=["fewbit", "fewbit rtn", *PEERS], help="of these rows")
+    parser.add_argument("--only", choices=("accuracy", "make", "speed"))
+    parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=list(NETS), help="speed of these")
+    parser.add_argument("--models", nargs="+", default=[*OURS, *PEERS], help="of these rows")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.only != "speed":
+    fast = [how for how in options.models if how in FAST]
+    if options.only in (None, "accuracy"):
         accuracy(options.folder, options.images, options.models)
-    if options.only != "accuracy":
-        fast = [how for how in options.models if how in ("fewbit", "fewbit openvino", "ort-minmax", "nncf")]
-        speed(options.folder, fast, options.rounds)
+    if options.only == "make":
+        for name in options.nets:
+            print(*(make(name, how, speed_data(), options.folder)[0].name for how in fast))
+    if options.only in (None, "speed"):
+        speed(options.folder, options.nets, fast, options.rounds)
 
 
 if __name__ == "__main__":
