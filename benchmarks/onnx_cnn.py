@@ -298,6 +298,22 @@ def in_turn(calls: dict[str, Callable[[np.ndarray], np.ndarray]], x: np.ndarray,
     return {how: float(np.median(seconds)) for how, seconds in taken.items()}
 
 
+def operations(name: str) -> float:
+    """Multiplications and additions of one picture, in 10⁹."""
+    counts = []
+
+    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        counts.append(2 * output[0].numel() * layer.weight[0].numel())  # type: ignore[union-attr,operator]
+
+    model = NETS[name]()
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224))
+    return sum(counts) / 1e9
+
+
 def speed_data() -> list[np.ndarray]:
     return [np.random.default_rng(0).standard_normal((8, 3, 224, 224)).astype(np.float32)]
 
@@ -325,19 +341,26 @@ def speed(folder: Path, nets: list[str], hows: list[str], rounds: int) -> None:
         entries += json.loads(kept.read_text()) if kept.exists() else []
     columns = ("FP32", *hows)
 
+    work = {name: operations(name) for name in {entry["net"] for entry in entries}}
+
     def row(entry: dict[str, Any]) -> tuple[str, ...]:
         ms = entry["ms"]
+        rate = f"{1e3 * work[entry['net']] * entry['batch'] / ms['fewbit']:.0f}"
         against = (f"{ms[peer] / ms['fewbit']:.2f}" if {peer, "fewbit"} <= ms.keys() else "–" for peer in COMPARED)
         times = (f"{ms[how]:.2f}" if how in ms else "–" for how in columns)
-        return entry["net"], entry["engine"], str(entry["batch"]), *times, *against
+        return entry["net"], entry["engine"], str(entry["batch"]), *times, *against, rate
 
-    head = ("network", "engine", "batch", *columns, *(f"{peer} / fewbit" for peer in COMPARED))
+    head = ("network", "engine", "batch", *columns, *(f"{peer} / fewbit" for peer in COMPARED), "GOP/s")
     text = f"""# Convolutional networks as ONNX, milliseconds
 
 Medians of {rounds} rounds that call each model once in a random order, {entries[0]["threads"]} threads, 224×224
 pictures; ResNet-18 and MobileNetV2 with random weights; unbiased: with batch norms as torch makes them, which shift
 nothing, so that a convolution has no bias unless a quantizer corrects it. nncf's models run in OpenVINO alone. Last
-columns: how many times as fast as that peer fewbit's model is. Made by `python benchmarks/onnx_cnn.py --only speed`.
+columns: how many times as fast as that peer fewbit's model is, and the additions and multiplications that it makes in a
+second. Where these are near what the machine's int8 instructions can do at all (`fewbit bench` tells), no quantizer's
+model can be much faster than another's: so ResNet-18, whose files run as the same operators, one by one. Into depthwise
+convolutions OpenVINO hands bfloat16 in nncf's models and codes in fewbit's.
+Made by `python benchmarks/onnx_cnn.py --only speed`.
 
 {_results.markdown_table(head, [row(entry) for entry in entries], left=2)}"""
     _results.write("onnx_cnn_speed", text, {"rows": entries})
@@ -350,6 +373,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("accuracy", "make", "speed"))
     parser.add_argument("--nets", nargs="+", choices=tuple(NETS), default=list(NETS), help="speed of these")
     parser.add_argument("--models", nargs="+", default=[*OURS, *PEERS], help="of these rows")
+    parser.add_argument("--only-table", action="store_true", help="of speeds that were measured before")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -360,7 +384,7 @@ def main() -> None:
         for name in options.nets:
             print(*(make(name, how, speed_data(), options.folder)[0].name for how in fast))
     if options.only in (None, "speed"):
-        speed(options.folder, options.nets, fast, options.rounds)
+        speed(options.folder, [] if options.only_table else options.nets, fast, options.rounds)
 
 
 if __name__ == "__main__":
