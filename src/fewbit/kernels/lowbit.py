@@ -31,7 +31,8 @@ BLOCK = 32  # groups are multiples of it
 _LAYOUT_BITS = {1: 2, 2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _OWN = (Tensor, torch.nn.Parameter, type(None))
-_FEW_ROWS = 48  # without matrix tiles more rows are faster in torch's product, with the weight dequantized
+# On sets of four lanes more rows are faster in torch's product, with the weight dequantized.
+_NARROW, _FEW_ROWS = ("neon", "portable"), 48
 
 
 def has_layout(matrix: PackedMatrix) -> bool:
@@ -85,6 +86,11 @@ def groups_problem(x_spec: QSpec, spec: QSpec) -> str | None:
     return None
 
 
+def _most_values(matrix: PackedMatrix) -> int | None:
+    """From how many values of activations on torch's product in float is faster, or None for never."""
+    return _FEW_ROWS * matrix.shape[1] if dispatch.backend() in _NARROW else None
+
+
 def linear_float(x: Tensor, matrix: PackedMatrix, bias: Tensor | None, activation: str = "") -> Tensor:
     """``act(x Wᵀ + bias)`` with the product in float32.
 
@@ -97,8 +103,8 @@ def linear_float(x: Tensor, matrix: PackedMatrix, bias: Tensor | None, activatio
     Returns:
         ``[…, N]`` of the dtype of ``x``.
     """
-    few = dispatch.backend() == "amx" or x.numel() < _FEW_ROWS * matrix.shape[1]
-    if not few or not _native_serves(x, matrix):
+    few = _most_values(matrix)
+    if (few is not None and x.numel() >= few) or not _native_serves(x, matrix):
         # 16 bits would round the weights, and overflow where float32 does not.
         wide = torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         weight, shift = dequantize(matrix).to(wide), None if bias is None else bias.to(wide)
@@ -159,7 +165,7 @@ def bind(matrix: PackedMatrix, bias: Tensor | None, quantizer: Any, spec: QSpec 
     if native is None or not plain or not _compiled(matrix.codes, matrix) or any(type(t) not in _OWN for t in tensors):
         return None
     if spec is None:
-        few = None if dispatch.backend() == "amx" else _FEW_ROWS * matrix.shape[1]
+        few = _most_values(matrix)
         return BoundLinear(native, _layout(matrix, 0), matrix.shape, tensors, bias, quantizer, few=few)
     group = spec.granularity.size if isinstance(spec.granularity, PerGroup) else 0
     layout = _layout(matrix, group)
