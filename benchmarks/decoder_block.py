@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import fewbit
 from fewbit.bench.race import in_turn
+from fewbit.kernels import dispatch
 
 GROUP = 128
 Run = Callable[[], object]
@@ -220,7 +221,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def report(threads: int, data: dict[str, list[dict[str, Any]]]) -> None:
     """Write the results of this run, with those of earlier runs for the rest."""
-    name = f"decoder_block_{threads}t"
+    name = f"decoder_block_{threads}t_{dispatch.backend()}"
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for key, new in data.items():

@@ -1,7 +1,8 @@
 """Low-bit linear layers against the peers: the shapes and bits of the kernels' goals.
 
-``--cases`` picks some, so that a shared machine is quiet for short; results of earlier runs with as many threads are
-kept and shown together. Every contender runs once on each of its copies before anything is timed.
+``--cases`` picks some, so that a shared machine is quiet for short; results of earlier runs with as many threads on
+the same instruction set are kept and shown together. Every contender runs once on each of its copies before anything
+is timed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from _results import RESULTS, markdown_table, write
 from fewbit.bench import contenders, peers, race
 from fewbit.bench.case import Case, Run
 from fewbit.bench.machine import Limits, limits_document, measure_limits
+from fewbit.kernels import dispatch
 
 CASES = {
     "int4-m1": (1, 4, 128), "int4-g32-m1": (1, 4, 32), "int4-m4": (4, 4, 128), "int4-m16": (16, 4, 128),
@@ -150,7 +152,7 @@ def main() -> None:
     if arguments.cpu_time:
         race._seconds = cpu_seconds
     torch.set_num_threads(arguments.threads)
-    name = f"linear_lowbit_{arguments.threads}t{'_cpu' if arguments.cpu_time else ''}"
+    name = f"linear_lowbit_{arguments.threads}t{'_cpu' if arguments.cpu_time else ''}_{dispatch.backend()}"
     most, rows = None if arguments.cpu_time else measure_limits(), earlier(RESULTS / f"{name}.json")
     for case in arguments.cases:
         new = run(case, arguments.megabytes << 20, arguments.rounds, most, arguments.peers)
