@@ -71,7 +71,7 @@ def test_the_change_is_the_weight_less_its_codes(text: str) -> None:
     torch.testing.assert_close(t.dequantize(), weight - found.change, rtol=1e-5, atol=1e-6)
     if spec.format.is_integer:
         single = gram.float()
-        moved = _lattice.descend(found, found.change @ single, single, spec, 8, 20)
+        moved, _ = _lattice.descend(found, found.change @ single, single, spec, 8, 20)
         back = _lattice.to_qtensor(moved, spec, (5, 24)).dequantize()
         torch.testing.assert_close(back, weight - moved.change, rtol=1e-5, atol=1e-6)
         errors = [((each.change @ single) * each.change).sum() for each in (moved, found)]

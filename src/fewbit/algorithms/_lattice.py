@@ -252,23 +252,29 @@ def weighted_scales(
     return [(scale[:, i], zero[:, i]) for i in range(scale.shape[1])]
 
 
-def descend(rounded: Rounded, gradient: Tensor, gram: Tensor, spec: QSpec, group: int, sweeps: int) -> Rounded:
+def descend(
+    rounded: Rounded, gradient: Tensor, gram: Tensor, spec: QSpec, group: int, sweeps: int
+) -> tuple[Rounded, Tensor]:
     """Move codes one by one while that lowers ``d G dᵀ`` (coordinate descent); columns in their own order.
 
     Args:
         rounded: The start, on an integer grid.
-        gradient: ``D G``.
+        gradient: ``D G``, changed in place.
         gram: float32 ``[K, K]``.
         spec: The quantization.
         group: Columns of one scale.
         sweeps: At most so many.
+
+    Returns:
+        What was found, and its ``D G``.
     """
     codes, bounds = rounded.codes.clone(), (int(spec.qmin), int(spec.qmax))
-    solver.descend(gram, rounded.scale, rounded.zero, group, bounds, codes, gradient.clone(), sweeps)
+    solver.descend(gram, rounded.scale, rounded.zero, group, bounds, codes, gradient, sweeps)
     columns = codes.shape[1]
     scale = rounded.scale.repeat_interleave(group, dim=1)[:, :columns]
     moved = rounded.change + scale * (rounded.codes - codes)
-    return Rounded(codes, rounded.scale, rounded.zero, torch.where(codes == rounded.codes, rounded.change, moved))
+    change = torch.where(codes == rounded.codes, rounded.change, moved)
+    return Rounded(codes, rounded.scale, rounded.zero, change), gradient
 
 
 def refit_scales(rounded: Rounded, weight: Tensor, gram: Tensor, spec: QSpec, group: int) -> Rounded:

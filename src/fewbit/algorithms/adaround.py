@@ -107,7 +107,7 @@ def _descended(weight: Tensor, learned: QTensor, gram: Tensor, options: Options)
     codes = learned.codes.to(torch.int32).contiguous()
     change = torch.nn.functional.pad(weight - learned.dequantize(), (0, -columns % group))
     rounded = _lattice.Rounded(codes, scale.contiguous(), zero.expand(scale.shape).contiguous(), change)
-    found = _lattice.descend(rounded, change @ damped, damped, spec, group, options.sweeps)
+    found, _ = _lattice.descend(rounded, change @ damped, damped, spec, group, options.sweeps)
     return QTensor(found.codes.to(learned.codes.dtype), learned.scale, learned.zero_point, spec, learned.shape)
 
 

@@ -127,8 +127,10 @@ def _rows(work: Tensor, solver: _Solver, spec: QSpec, group: int, options: Optio
     """Some rows from the start to the end."""
     found = _solve(work, solver.factor, solver.columns, spec, group, options)
     if spec.format.is_integer and options.sweeps > 0:
-        found = _improve(found, work, solver.gram, spec, group, options)
-    return _no_worse_than_nearest(found, work, solver, spec, name)
+        found, error = _improve(found, work, solver.gram, spec, group, options)
+    else:
+        error = _error(found.change, solver.gram)
+    return _no_worse_than_nearest(found, error, work, solver, spec, name)
 
 
 def _kept(part: Rounded, spec: QSpec) -> Rounded:
@@ -169,23 +171,35 @@ def _solve(work: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: in
     return Rounded(found.codes[:, back].contiguous(), scale, zero, found.change[:, back].contiguous())
 
 
-def _improve(found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
-    """Coordinate descent over codes, and scales refitted to them, by turns."""
+def _improve(
+    found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options
+) -> tuple[Rounded, Tensor]:
+    """Coordinate descent over codes, and scales refitted to them, by turns; and the error of each row."""
     diagonal = gram.diagonal().clone()
-    gram.diagonal().add_(options.damping * diagonal.mean())
-    found = _descended(found, work, gram, spec, group, options)
+    damping = options.damping * diagonal.mean()
+    gram.diagonal().add_(damping)
+    found, error = _descended(found, work, gram, spec, group, options)
     gram.diagonal().copy_(diagonal)
-    return found
+    return found, error - damping * found.change.square().sum(dim=1)
 
 
-def _descended(found: Rounded, work: Tensor, damped: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
-    found = _lattice.descend(found, found.change @ damped, damped, spec, group, options.sweeps)
+def _descended(
+    found: Rounded, work: Tensor, damped: Tensor, spec: QSpec, group: int, options: Options
+) -> tuple[Rounded, Tensor]:
+    found, error = _descended_once(found, damped, spec, group, options)
     for _ in range(0 if isinstance(spec.granularity, PerTensor) else options.refits):
         refitted = _lattice.refit_scales(found, work, damped, spec, group)
-        moved = _lattice.descend(refitted, refitted.change @ damped, damped, spec, group, options.sweeps)
-        errors = [((each.change @ damped) * each.change).sum(dim=1) for each in (found, moved)]
-        found = _lattice.choose(errors[1] < errors[0], moved, found)
-    return found
+        moved, other = _descended_once(refitted, damped, spec, group, options)
+        found, error = _lattice.choose(other < error, moved, found), torch.minimum(other, error)
+    return found, error
+
+
+def _descended_once(
+    found: Rounded, damped: Tensor, spec: QSpec, group: int, options: Options
+) -> tuple[Rounded, Tensor]:
+    """With the error of each row, for which the descent's own ``D G`` saves a product."""
+    found, gradient = _lattice.descend(found, found.change @ damped, damped, spec, group, options.sweeps)
+    return found, (gradient * found.change).sum(dim=1)
 
 
 def _static(moved: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
@@ -217,10 +231,12 @@ def _better(one: Rounded, other: Rounded, factor: Tensor, whole: bool) -> Rounde
     return _lattice.choose(errors[1] < errors[0], other, one)
 
 
-def _no_worse_than_nearest(found: Rounded, work: Tensor, solver: _Solver, spec: QSpec, name: str) -> Rounded:
-    """The solution; rounded to nearest in the rows (or, with one scale for all, the tensor) where that is better."""
+def _no_worse_than_nearest(
+    found: Rounded, error: Tensor, work: Tensor, solver: _Solver, spec: QSpec, name: str
+) -> Rounded:
+    """The solution, with its error in each row; rounded to nearest in the rows (or, with one scale for all, the tensor)
+    where that is better."""
     whole = isinstance(spec.granularity, PerTensor)
-    error = _error(found.change, solver.gram)
     for calibrator in ("minmax", "mse"):
         nearest = _as_rounded(rtn.quantize_weight(work, spec, rtn.Options(calibrator), name), work, found)
         rows = torch.arange(len(work), device=work.device) if whole else _near(nearest.change, solver, error)

@@ -8,6 +8,7 @@ statistics, and every layer sees what the quantized ones before it put out.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -59,7 +60,7 @@ class Crew:
         self._errors: dict[int, Exception] = {}
         self._run, self._compute = run, compute
         self._slots, self._changed = threading.Semaphore(threads), threading.Condition()
-        self._open: set[int] = set()
+        self._doors: defaultdict[int, threading.Event] = defaultdict(threading.Event)  # one wakes few threads
         self._closed, self._busy, self._local = False, len(windows), threading.local()
         self._threads = [threading.Thread(target=self._work, args=(window,), daemon=True) for window in windows]
 
@@ -73,7 +74,8 @@ class Crew:
     ) -> None:
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            for door in self._doors.values():
+                door.set()
         for thread in self._threads:
             thread.join()
 
@@ -97,11 +99,10 @@ class Crew:
     def open(self, number: int) -> None:
         """Let those pass that wait at the gates of this number, and those to come."""
         with self._changed:
-            self._open.add(number)
             for window in [window for window, (at, _) in self.waiting.items() if at == number]:
                 del self.waiting[window]
                 self._busy += 1
-            self._changed.notify_all()
+            self._doors[number].set()
 
     def arrive(self, number: int, x: Tensor) -> None:
         """Called by gates: wait until they are open.
@@ -110,12 +111,15 @@ class Crew:
             Stop: The crew is sent home.
         """
         with self._changed:
-            self.waiting[self._local.window] = (number, x)
-            self._busy -= 1
-            self._changed.notify_all()
+            door = self._doors[number]
+            waits = not (door.is_set() or self._closed)
+            if waits:
+                self.waiting[self._local.window] = (number, x)
+                self._rests()
+        if waits:
             self._slots.release()
-            self._changed.wait_for(lambda: number in self._open or self._closed)
-        self._slots.acquire()
+            door.wait()
+            self._slots.acquire()
         if self._closed:
             raise capture.Stop
 
@@ -132,5 +136,9 @@ class Crew:
             except Exception as error:  # noqa: BLE001 - whatever it is, settle raises it in the main thread
                 self._errors[window] = error
         with self._changed:
-            self._busy -= 1
+            self._rests()
+
+    def _rests(self) -> None:
+        self._busy -= 1
+        if self._busy == 0:
             self._changed.notify_all()
