@@ -179,6 +179,8 @@ def test_subgraphs_stay_as_they_are_and_layers_around_them_are_quantized(
     x = pictures(16, size=8)
     result, out = quantized(tmp_path, make(), "W8A8", [x - np.float32(1), x + np.float32(1)], target=target)
     assert [layer.name for layer in result.layers] == ["a_node", "y_node"]
+    inner = [name for name, why in result.skipped.items() if "inside an If" in why]
+    assert inner == (["then/a_node"] if make is branching else [])
     assert rules.violations(ir.load(out), target) == []
     for shift in (-1, 1):  # each branch
         feeds = {"x": x + np.float32(shift)}
@@ -194,6 +196,19 @@ def test_what_is_read_is_never_replaced(tmp_path: Path) -> None:
         with pytest.raises(FewbitError, match=r"the output .* is the source itself"):
             quantize_file(source, "W8A16", None, tmp_path / output, Settings(overwrite=True))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+def test_what_a_float_layer_makes_is_added_behind_its_relu(tmp_path: Path, kind: str) -> None:
+    m = Maker(4)
+    weight = m.weight("stem.w", *((8, 3) if kind == "Conv" else (3, 8)), 3, 3)
+    y = m.node("Relu", [m.node(kind, ["x", weight, m.weight("stem.b", 8)], "stem")], "act")
+    m.node("Add", [y, m.conv(y, "side", 8, 8)], "y")
+    proto = m.model({"x": ["n", 3, 8, 8]}, ["y"])
+    recipe = Recipe("W8A8", rules=(Rule("stem_node", skip=True),))
+    x = pictures(8, size=8)
+    _, out = quantized(tmp_path, proto, recipe, [x])
+    assert sqnr(run(proto, {"x": x})[0], run(out, {"x": x}, optimize=False)[0]) > 30
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])

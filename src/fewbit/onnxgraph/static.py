@@ -62,11 +62,18 @@ def _write_activations(graph: Any, placement: Placement, target: Target, activat
         codes = activations[group]
         if id(value) in functions:
             source, function = functions[id(value)]
-            if target.absorbs and qdq.absorb(graph, source, function, codes):
+            seen = on_integers(source.producer()) or _only_as_codes(value, on_integers)
+            if target.absorbs and seen and qdq.absorb(graph, source, function, codes):
                 value = source
         producer = value.producer()
         made = producer is not None and (on_integers(producer) or _function_of_integers(producer, on_integers))
         shared[group] = qdq.insert_activation(graph, value, codes, on_integers, made, shared.get(group))
+
+
+def _only_as_codes(value: Any, on_integers: Any) -> bool:
+    """Whether all that reads a tensor which is made in float computes on integers: others would read what it was
+    before the function that its codes stand for."""
+    return not value.is_graph_output() and all(on_integers(use.node) for use in value.uses())
 
 
 def _function_of_integers(node: Any, on_integers: Any) -> bool:

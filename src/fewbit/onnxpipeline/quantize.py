@@ -174,6 +174,10 @@ class Job:
         for node in self.model.graph:
             if node.op_type in layers.KINDS and (why := layers.why_not(node)) is not None:
                 self.skipped[node.name] = why
+        for inner in self.model.graph.subgraphs():
+            for node in inner:
+                if node.op_type in layers.KINDS:
+                    self.skipped[node.name] = "inside an If, Loop or Scan, whose graphs stay in float"
         if not found:
             raise FewbitError("the model has no Conv, MatMul or Gemm with a constant float32 weight")
         if self.evens_out:
