@@ -197,3 +197,9 @@ def test_errors() -> None:
         fewbit.deploy(quantized(Residual), [], "torch")
     with pytest.raises(FewbitError, match="takes 1 tensors, not 2"):
         fewbit.deploy(quantized(Residual), pictures(), "torch")(pictures(), pictures())
+
+
+def test_an_example_that_the_model_does_not_take() -> None:
+    model = fewbit.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), "W8A8", [pictures()])
+    with pytest.raises(FewbitError, match=r"does not take the example, float32 \(2, 4, 8, 8\): .* it takes 3 channels"):
+        fewbit.deploy(model, torch.zeros(2, 4, 8, 8), "torch")

@@ -14,6 +14,7 @@ from fewbit import atomic
 from fewbit.errors import FewbitError
 from fewbit.integer import Network, integer_network
 from fewbit.integer.arguments import arguments
+from fewbit.nn.preserved import preserved_state
 
 #: The best first.
 _PREFERRED = ("openvino", "onnxruntime", "torch")
@@ -125,7 +126,24 @@ def deploy(model: nn.Module, example: Any, engine: str | None = None, *, threads
     batches = example if isinstance(example, list) else [example]
     if not batches:
         raise FewbitError("deploy needs an example batch")
+    _check_example(model, batches[0])
     return Deployed(model, integer_network(model, batches), chosen, batches[0], threads)
+
+
+def _check_example(model: nn.Module, batch: Any) -> None:
+    """Run the model on it once: tracing would follow an input that it does not take.
+
+    Raises:
+        FewbitError: The model does not take the example.
+    """
+    args, kwargs = arguments(model, batch)
+    try:
+        with preserved_state(model), torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # a model may raise anything
+        shapes = _told([x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)])
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FewbitError(f"the model does not take the example, {shapes}: {why}") from error
 
 
 def _told(inputs: Sequence[Tensor]) -> str:

@@ -142,7 +142,12 @@ class QuantConv(QuantLayer):
         return self.geometry.stride
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[N, C, *spatial]`` or ``[C, *spatial]`` in, float out."""
+        """``[N, C, *spatial]`` or ``[C, *spatial]`` in, float out.
+
+        Raises:
+            FewbitError: The input has another number of channels.
+        """
+        _check_channels(input, self.weight.shape[1] * self.geometry.groups, len(self.geometry.kernel))
         if self.border is not None:
             input = F.pad(input, self.border[1], mode=self.border[0])
         return self.weight.conv(input, self.bias, self.geometry)
@@ -184,8 +189,10 @@ class QuantConvTranspose2d(QuantLayer):
         """``[N, C, H, W]`` or ``[C, H, W]`` in, float out.
 
         Raises:
-            FewbitError: ``output_size`` is given; set ``output_padding`` on the float layer instead.
+            FewbitError: ``output_size`` is given (set ``output_padding`` on the float layer instead), or the input has
+                another number of channels.
         """
+        _check_channels(input, self.weight.shape[1] * self.geometry.groups, 2)
         if output_size is not None:
             raise FewbitError("a quantized ConvTranspose2d takes no output_size; set output_padding on the float layer")
         if input.dim() == 3:
@@ -207,6 +214,13 @@ class QuantConvTranspose2d(QuantLayer):
     @classmethod
     def _own_arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
         return {"geometry": _geometry_from_config(config["geometry"]), "stride": [int(s) for s in config["stride"]]}
+
+
+def _check_channels(x: Tensor, wanted: int, axes: int) -> None:
+    """An integer product would not notice: the codes of the next pixel would stand in."""
+    if x.dim() not in (axes + 1, axes + 2) or x.shape[-axes - 1] != wanted:
+        shape = ", ".join(map(str, x.shape))
+        raise FewbitError(f"the input of a quantized convolution is ({shape}), but it takes {wanted} channels")
 
 
 class QuantEmbedding(QuantLayer):
