@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -42,9 +44,21 @@ def test_every_window_waits_and_then_computes_with_what_was_put() -> None:
 
 
 def test_a_gate_shows_what_it_stands_for() -> None:
-    _, gates = crew_of([nn.Linear(4, 4)])
+    layer = nn.Linear(4, 4)
+    _, gates = crew_of([layer])
     assert gates[0].in_features == 4
-    assert gates[0].weight is gates[0].behind.weight
+    assert gates[0].weight is layer.weight
+
+
+def test_a_gate_does_not_keep_the_float_layer() -> None:
+    layer, after = nn.Linear(4, 4), nn.Linear(4, 5)
+    gone = weakref.ref(layer)
+    _, gates = crew_of([layer])
+    gates[0].put(after)
+    del layer
+    gc.collect()
+    assert gone() is None
+    assert gates[0].out_features == 5
 
 
 def test_the_first_windows_error_is_told_and_the_others_go_home() -> None:

@@ -194,12 +194,6 @@ class Stand(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_block"), name)
 
-    @property
-    def behind(self) -> nn.Module:
-        """What it stands for."""
-        block: nn.Module = object.__getattribute__(self, "_block")
-        return block
-
 
 class _Recorder(Stand):
     def __init__(self, block: nn.Module, seen: Captured, interned: Interned, total: int) -> None:

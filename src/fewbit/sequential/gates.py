@@ -34,8 +34,9 @@ class Gate(capture.Stand):
         object.__setattr__(self, "arrive", arrive)
 
     def put(self, after: nn.Module) -> None:
-        """From now on compute with this layer."""
+        """From now on compute with this layer, and be it: the float one's memory is not kept."""
         object.__setattr__(self, "after", after)
+        object.__setattr__(self, "_block", after)
 
     def forward(self, x: Tensor) -> Any:
         """What the quantized layer makes of an input."""

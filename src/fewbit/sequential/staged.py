@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -65,30 +66,44 @@ def solve_in_order(
         check_finite(weight, f"the weight of {plan.name}")
     stage = _Stage(work, groups)
     waits = _fits(work, groups)
-    with capture.replaced(work.store.model, stage.gates):
+    with stage:
         if waits:
             _in_one_pass(stage, forward, done)
         else:
             _pass_after_pass(stage, forward)
-    for name, layer in stage.quantized.items():
-        parent, _, key = name.rpartition(".")
-        work.store.model.get_submodule(parent)._modules[key] = layer
     return starved_note(stage.starved), waits and done is not None
 
 
 class _Stage:
-    """Groups, those of them that are quantized, and the gates in front of the others."""
+    """Groups, those of them that are quantized, and the gates in front of the others.
+
+    A context, in which gates stand in the model, and at whose end the layers do, quantized as far as it came.
+    """
 
     def __init__(self, work: Work, groups: Sequence[Group]) -> None:
         self.work, self.groups, self.left = work, groups, list(range(len(groups)))
         self.starved: list[str] = []
-        self.quantized: dict[str, nn.Module] = {}
+        model = work.store.model
+        # A float layer goes from here when it is quantized: those of one block can be most of a run's memory.
+        self.layers = {plan.name: model.get_submodule(plan.name) for group in groups for plan in group}
         self.meet: Callable[[int, Tensor], None] = _nobody
         self.gates = {
-            plan.name: Gate(work.store.model.get_submodule(plan.name), partial(self._arrive, number))
+            plan.name: Gate(self.layers[plan.name], partial(self._arrive, number))
             for number, group in enumerate(groups)
             for plan in group
         }
+
+    def __enter__(self) -> Self:
+        self._put(self.gates)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._put(self.layers)
+
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            parent, _, key = name.rpartition(".")
+            self.work.store.model.get_submodule(parent)._modules[key] = module
 
     def _arrive(self, number: int, x: Tensor) -> None:
         self.meet(number, x)
@@ -106,14 +121,14 @@ class _Stage:
         owner = number % work.ranks.size
         sums = gather(work, self._sums(group, inputs), owner)
         model = work.store.model
-        with capture.replaced(model, {plan.name: self.gates[plan.name].behind for plan in group}):
+        names = [plan.name for plan in group]
+        with capture.replaced(model, {name: self.layers[name] for name in names}):
             self.starved += solve_group(model, group, sums, work.settings, work.ranks, owner)
-            made = {plan.name: model.get_submodule(plan.name) for plan in group}
+            self.layers |= {name: model.get_submodule(name) for name in names}
         del sums
+        for name in names:
+            self.gates[name].put(stand_in(self.layers[name], work.compute))
         work.trim()
-        for name, layer in made.items():
-            self.gates[name].put(stand_in(layer, work.compute))
-        self.quantized |= made
 
     def _sums(self, group: Group, inputs: Inputs) -> Fold:
         fold = Fold(lambda left, right: left.join(right))
