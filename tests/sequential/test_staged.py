@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_models import inputs, tiny_folder
 from fewbit.recipe import as_recipe
 from fewbit.sequential import staged
 from fewbit.sequential.folder import FolderJob, quantize_folder
+from fewbit.sequential.gates import Gate
 from fewbit.sequential.solve import Settings
 from fewbit.sequential.windows import windows
 
@@ -37,6 +39,18 @@ def test_a_layer_sees_what_the_quantized_ones_before_it_put_out(
     ordered = quantized(source, tmp_path / "ordered", "llama", 4, "W2A16-g16")
     monkeypatch.setattr("fewbit.sequential.blocks.in_order", lambda *_: False)
     assert quantized(source, tmp_path / "at-once", "llama", 4, "W2A16-g16") != ordered
+
+
+@pytest.mark.parametrize("memory", [2**30, 100])
+def test_nothing_of_a_block_waits_for_the_collector(tmp_path: Path, memory: int) -> None:
+    source = tiny_folder(tmp_path / "model", "llama")
+    gc.collect()
+    gc.disable()
+    try:
+        quantized(source, tmp_path / "out", "llama", 4, memory=memory)
+        assert not [each for each in gc.get_objects() if type(each) is Gate]
+    finally:
+        gc.enable()
 
 
 def test_threads_change_no_bit(tmp_path: Path) -> None:

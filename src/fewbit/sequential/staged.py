@@ -99,6 +99,7 @@ class _Stage:
 
     def __exit__(self, *_: object) -> None:
         self._put(self.layers)
+        self.gates.clear()  # they know this stage: as a cycle they would outlive the block, with all its weights
 
     def _put(self, modules: Mapping[str, nn.Module]) -> None:
         for name, module in modules.items():
