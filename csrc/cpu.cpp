@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "types.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FEWBIT_CPUID 1
 #include <cpuid.h>

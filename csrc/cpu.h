@@ -17,9 +17,4 @@ bool cpu_runs(const std::string& isa);
 /// Features that matter here, as Linux spells them ("avx512_vnni", "amx_int8", "asimddp").
 std::vector<std::string> cpu_features();
 
-/// Whether a kernel that multiplies one row, so waits for memory, should ask for weights ahead of its
-/// arithmetic. Not on AMD's processors: on a Zen 4 their own prefetching reads 4-bit weights at 30 GB/s a
-/// core, where asking gave 18 to 25. With more rows asking helps there, too.
-extern const bool asks_ahead;
-
 }  // namespace fewbit

@@ -13,10 +13,6 @@
 
 namespace fewbit {
 
-/// Whether integer products of few rows ask for weights before they need them; csrc/cpu.h says why not
-/// always.
-extern const bool asks_ahead;
-
 enum class ScaleType { f32, f16, bf16 };
 enum class Activation { none, relu, silu, gelu, gelu_tanh };
 enum class RowType { f32, bf16, i8, u8 };

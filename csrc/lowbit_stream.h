@@ -14,7 +14,7 @@ namespace {
 /// How far ahead of the arithmetic weights are asked for, and into which cache (2: the second, where one core
 /// keeps more requests open; 3: the first). By measurement on an Intel Xeon: 4 KiB ahead were 10% slower than
 /// these. Of 2 and 3 bits, which leave fewer bytes a dot product, the lines `kFarAhead` on are asked into the
-/// second as well. A processor that does better alone is not asked for anything (csrc/cpu.h).
+/// second as well. A processor that does better alone is not asked (csrc/types.h).
 template <int kBits>
 constexpr int64_t kAhead = kBits < 4 ? 1024 : 3072;  // bytes
 template <int kBits>

@@ -64,14 +64,14 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def test_training_at_2_bits_keeps_what_post_training_quantization_loses(digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits
-    torch.manual_seed(1)  # seed 0 ends near the bound, above or below it by rounding alone
+    torch.manual_seed(0)
     model = network()
     fit(model, x, y, 5)
     in_float = accuracy(model, x, y)
     assert in_float > 90
     after = accuracy(fewbit.quantize(model, "W2A2", [x[:500]]), x, y)
     prepared = fewbit.prepare_qat(model, "W2A2", [x[:500]])
-    fit(prepared, x, y, 4)
+    fit(prepared, x, y, 8)  # after 4 some end near the bound, on either side of it by rounding alone
     trained = accuracy(prepared, x, y)
     converted = fewbit.convert(prepared)
     assert accuracy(converted, x, y) == trained
