@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -268,15 +269,22 @@ def _calibrated(
 
 
 def _data_free(job: FolderJob, store: Streamed, plans: list[LayerPlan], progress: Progress | None) -> None:
+    """Part after part; each is written while the next one is quantized."""
     ranks = store.ranks
     total = len(store.parts)
-    for number, part in enumerate(store.parts):
-        if number % ranks.size == ranks.rank and not store.finished(part):
-            datafree.quantize_part(store, part, plans, job.settings)
-            store.write(part, [])
-            store.unload(part)
-        if progress is not None:
-            progress("quantize", number + 1, total)
+    with ThreadPoolExecutor(1) as pool:
+        written: Future[None] | None = None
+        for number, part in enumerate(store.parts):
+            if number % ranks.size == ranks.rank and not store.finished(part):
+                datafree.quantize_part(store, part, plans, job.settings)
+                if written is not None:
+                    written.result()
+                written = pool.submit(store.save, store.finish(part, []))
+                store.unload(part)
+            if progress is not None:
+                progress("quantize", number + 1, total)
+        if written is not None:
+            written.result()
 
 
 def _digest(windows: Sequence[Window]) -> str:

@@ -7,6 +7,7 @@ written to a file of its own and becomes empty again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ from fewbit.sequential.ranks import Ranks
 
 #: The part that holds everything outside of the blocks.
 OUTSIDE = "outside of the blocks"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A part that is quantized: its tensors, the layers' forms, which of them share a weight, and notes."""
+
+    part: str
+    stored: dict[str, Tensor]
+    layers: dict[str, dict[str, Any]]
+    tied: dict[str, str]
+    notes: tuple[str, ...]
 
 
 class Streamed:
@@ -143,22 +155,30 @@ class Streamed:
 
     def write(self, part: str, notes: Sequence[str]) -> None:
         """Write a part and tell the journal."""
+        self.save(self.finish(part, notes))
+
+    def finish(self, part: str, notes: Sequence[str]) -> Finished:
+        """What there is to write of a part; the part may become empty before it is written."""
         layers = {name: layer for name, layer in quantized_layers(self.model).items() if self.part_of(name) == part}
-        stored = self._stored(part, layers)
-        number = self.parts.index(part) + 1
+        configs = {name: self._config(layer) for name, layer in layers.items()}
+        return Finished(part, self._stored(part, layers), configs, self._ties(layers), tuple(notes))
+
+    def save(self, done: Finished) -> None:
+        """Write what :meth:`finish` gave and tell the journal."""
+        number = self.parts.index(done.part) + 1
         file = f"weights-{number:05d}-of-{len(self.parts):05d}.safetensors"
         with atomic.new_file(self.folder / file) as path:
-            size, digest = _tensors.write(path, _tensors.Stored(stored))
+            size, digest = _tensors.write(path, _tensors.Stored(done.stored))
         self.journal.add(
             {
-                "part": part,
+                "part": done.part,
                 "file": file,
                 "bytes": size,
                 "sha256": digest,
-                "layers": {name: self._config(layer) for name, layer in layers.items()},
-                "tied": self._ties(layers),
-                "stored": list(stored),
-                "notes": list(notes),
+                "layers": done.layers,
+                "tied": done.tied,
+                "stored": list(done.stored),
+                "notes": list(done.notes),
             }
         )
 
