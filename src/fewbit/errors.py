@@ -14,6 +14,10 @@ class MissingExtraError(FewbitError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
+class FewbitWarning(UserWarning):
+    """What was asked for is done, and hardly of use; the message says why and what to try."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 

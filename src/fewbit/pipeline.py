@@ -20,6 +20,8 @@ from fewbit.algorithms.bias_correction import mode
 from fewbit.calibrate.collect import Progress, peek
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.errors import FewbitError
+from fewbit.evaluate.check import doubt
+from fewbit.evaluate.verdict import warn
 from fewbit.integer import Replay, finish, float_layers, is_network
 from fewbit.integer.float_steps import analytic_means, prepare_network
 from fewbit.nn import QuantizationInfo, attach_info, kinds
@@ -145,6 +147,9 @@ def _quantize_module(
         check_outputs(model, result, first)
     if floats and batches is not None:
         notes += finish(result, floats, batches, in_order, progress)
+    if first is not None and not by_blocks and (doubts := doubt(model, result, first, rotated="rotation" in steps)):
+        notes.append(doubts)
+        warn(doubts)
     return result
 
 

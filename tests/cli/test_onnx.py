@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx_cases import Maker, convnet, mlp, pictures, saved
+from onnx_cases import Maker, convnet, mlp, pictures, saved, wide
 from typer.testing import CliRunner
 
 from fewbit.cli import app
@@ -25,6 +25,18 @@ def test_a_file_is_quantized_from_the_command_line(tmp_path: Path) -> None:
     assert code == 0
     assert len(told["layers"]) == 6  # type: ignore[arg-type]
     assert onnx.load(out).graph.output[0].name == "logits"
+
+
+def test_a_result_that_is_hardly_of_use_is_one_sentence_on_stderr_and_a_note(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures(8))
+    arguments = ("quantize", saved(wide(1e6), tmp_path), "--data", tmp_path / "x.npy", "-o", tmp_path / "out.onnx")
+    code, told, stderr = invoke(*arguments)
+    assert code == 0
+    lines = [line for line in stderr.splitlines() if line.startswith("fewbit: warning: output 'logits' of")]
+    assert len(lines) == 1
+    assert lines[0].removeprefix("fewbit: warning: ") in told["notes"]  # type: ignore[operator]
+    _, _, stderr = invoke(*arguments, "--overwrite", "--algorithm", "equalize")
+    assert "warning" not in stderr
 
 
 def test_tables_for_people(tmp_path: Path) -> None:

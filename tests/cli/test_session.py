@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fewbit.cli.session import Terminated, check_output, running, tell_error
-from fewbit.errors import FewbitError, MissingExtraError
+from fewbit.errors import FewbitError, FewbitWarning, MissingExtraError
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +153,16 @@ def test_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
     ):
         with pytest.raises(FewbitError, match=told):
             check_output(tmp_path / name, folder=folder, overwrite=overwrite)
+
+
+def test_our_own_warnings_are_one_sentence_on_stderr_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    before = warnings.showwarning
+    with running(as_json=True) as session:
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+        for _ in range(2):
+            warnings.warn("hardly\nof use", FewbitWarning, stacklevel=1)
+        session.result({"done": 1})
+    captured = capsys.readouterr()
+    assert captured.err == "fewbit: warning: hardly of use\n" * 2
+    assert json.loads(captured.out) == {"done": 1}
+    assert warnings.showwarning is before

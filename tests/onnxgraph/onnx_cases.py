@@ -84,6 +84,25 @@ def linear_stream() -> onnx.ModelProto:
     return m.model({"x": ["batch", 3, 8, 8]}, ["out"])
 
 
+def wide(factor: float) -> onnx.ModelProto:
+    """Three convolutions and a classifier; one channel of the second is so many times wider, and read as much less."""
+    m = Maker(4)
+    y = m.node("Relu", [m.conv("x", "a", 6, 3)], "a.act")
+    y = m.node("Relu", [m.conv(y, "b", 6, 6)], "b.act")
+    y = m.node("Relu", [m.conv(y, "c", 6, 6)], "c.act")
+    y = m.node("Flatten", [m.node("GlobalAveragePool", [y], "pool")], "flat")
+    m.node("Gemm", [y, m.weight("fc.w", 5, 6), m.weight("fc.b", 5)], "logits", transB=1)
+    made = m.model({"x": ["batch", 3, 16, 16]}, ["logits"])
+    for constant in made.graph.initializer:
+        array = numpy_helper.to_array(constant).copy()
+        if constant.name in ("b.w", "b.b"):
+            array[2] *= factor
+        elif constant.name == "c.w":
+            array[:, 2] /= factor
+        constant.CopyFrom(numpy_helper.from_array(array, constant.name))
+    return made
+
+
 def mlp(opset: int = 17) -> onnx.ModelProto:
     """MatMul, bias, ReLU, MatMul; input [batch, 32], 48 hidden."""
     m = Maker(2)

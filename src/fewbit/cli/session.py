@@ -20,7 +20,7 @@ import typer
 
 from fewbit.atomic import check_apart
 from fewbit.cli.progress import Shown, shown
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, FewbitWarning
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,6 +94,8 @@ def running(as_json: bool) -> Iterator[Session]:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), session.bars():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
+                warnings.simplefilter("always", FewbitWarning)
+                warnings.showwarning = _tell_warning
             yield session
         _print_result(session, stdout)
     except BrokenPipeError:
@@ -130,6 +132,11 @@ def tell_error(sentence: str, as_json: bool) -> None:
     print(f"fewbit: {sentence}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": sentence}), flush=True)
+
+
+def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One sentence on stderr, where Python would add a file and a line."""
+    print(f"fewbit: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def print_json(document: dict[str, Any], file: TextIO) -> None:

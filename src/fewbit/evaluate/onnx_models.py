@@ -87,8 +87,8 @@ def compare_onnx(
     """
     models = [file.read(path) for path in (before, after)]
     _check_same(models)
-    shared = _shared(*models)
-    runners = [_watching(models[0], [one.name for one in shared]), _watching(models[1], [one.there for one in shared])]
+    shared = shared_layers(*models)
+    runners = [watching(models[0], [one.name for one in shared]), watching(models[1], [one.there for one in shared])]
     total = len(batches) if isinstance(batches, Sized) else 0
     outputs, energies = OutputErrors(), {one: SignalNoise() for one in shared}
     names = [value.name for value in models[0].graph.outputs]
@@ -130,8 +130,15 @@ def file_bytes(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """A layer's output in the first model, and what stands for it in the second."""
+class Shared:
+    """A layer's output in the first model, and what stands for it in the second.
+
+    Attributes:
+        layer: The node of the first model.
+        kind: Its type.
+        name: The tensor.
+        there: The tensor of the second model.
+    """
 
     layer: str
     kind: str
@@ -139,7 +146,8 @@ class _Shared:
     there: str
 
 
-def _shared(before: Any, after: Any) -> list[_Shared]:
+def shared_layers(before: Any, after: Any) -> list[Shared]:
+    """The layers whose output both models have, in the first one's order."""
     values = {value.name: value for node in after.graph for value in node.outputs}
     found = []
     for node in before.graph:
@@ -147,7 +155,7 @@ def _shared(before: Any, after: Any) -> list[_Shared]:
             names = [value.name for value in _behind(node.outputs[0])]
             name = next((name for name in reversed(names) if name in values), None)
             if name is not None:
-                found.append(_Shared(node.name or name, node.op_type, name, _decoded(values[name]).name))
+                found.append(Shared(node.name or name, node.op_type, name, _decoded(values[name]).name))
     return found
 
 
@@ -174,10 +182,11 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def _watching(model: Any, tensors: list[str]) -> Runner:
+def watching(model: Any, tensors: list[str], *, as_written: bool = False) -> Runner:
+    """A model loaded with more tensors as its outputs, before its own."""
     with ExitStack() as stack:
         stack.enter_context(exposed(model, [*tensors, *(value.name for value in model.graph.outputs)]))
-        return Runner(model)
+        return Runner(model, as_written=as_written)
 
 
 def _check_same(models: list[Any]) -> None:

@@ -21,6 +21,7 @@ from fewbit.atomic import check_apart
 from fewbit.calibrate.collect import Progress
 from fewbit.errors import FewbitError, require
 from fewbit.evaluate.onnx_models import file_bytes
+from fewbit.evaluate.verdict import warn
 from fewbit.numbers.affine import check_finite
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.numbers.qtensor import QTensor
@@ -95,10 +96,13 @@ def quantize_file(
         check_apart(file.data_path(output), data_file)
     try:
         job = Job(model, recipe, settings, progress)
+        first, data = peeked(data) if data is not None else ([], None)
         job.run(data)
     except FewbitError as error:
         raise FewbitError(f"{source}: {error}") from error
     file.write(job.model, output, overwrite=settings.overwrite)
+    if first and file_bytes(source) < file.INLINE_LIMIT:  # larger ones may not fit a second time
+        job.notes += _doubts(source, output, first[0], settings)
     return OnnxResult(
         output,
         settings.target,
@@ -109,6 +113,20 @@ def quantize_file(
         tuple(job.notes),
         tuple(dataclasses.asdict(region) for region in job.regions),
     )
+
+
+def _doubts(source: Path, output: Path, batch: Any, settings: Settings) -> list[str]:
+    """A sentence, which the user is also warned with, if hardly anything is left of the model's outputs."""
+    from fewbit.evaluate.onnx_check import doubt
+
+    try:
+        found = doubt(source, output, batch, as_written=settings.target != "onnxruntime")
+    except FewbitError as error:  # an operator that only the target knows, say: what was asked for is done
+        return [f"the outputs were not compared with the float model's: {error}"]
+    if found is None:
+        return []
+    warn(found)
+    return [found]
 
 
 # What would be another algorithm in a file, where each weight is rounded by itself.

@@ -1,0 +1,89 @@
+"""A quantized PyTorch model's outputs against the float model's, see :mod:`.verdict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewbit.calibrate.collect import call_model
+from fewbit.evaluate import verdict
+from fewbit.evaluate.outputs import floating_outputs
+from fewbit.nn.preserved import preserved_state
+from fewbit.nn.swap import quantized_layers
+
+_VALUES = 2**20  # of an output: a language model's logits may be half a gigabyte
+
+
+def doubt(model: nn.Module, quantized: nn.Module, batch: Any, *, rotated: bool = False) -> str | None:
+    """Run both models once, and say in a sentence if hardly anything is left of an output.
+
+    Args:
+        model: The float model; its modes and buffers stay as they are.
+        quantized: Of the same module names.
+        batch: One that the model can be called with.
+        rotated: The layers of the quantized model give something else than the float model's, so that none is named.
+    """
+    before, after = (_outputs(each, batch) for each in (model, quantized))
+    blame = (lambda: None) if rotated else (lambda: _first_lost(model, quantized, batch))
+    return verdict.warning(verdict.kept(before, after), blame)
+
+
+def _outputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Some values of each floating output, ``[samples, values]``, spread evenly."""
+    found = floating_outputs(_call(model, batch))
+    return {name: _spread(value.detach()) for name, value in found.items()}
+
+
+def _spread(value: Tensor) -> Tensor:
+    rows = value.reshape(value.shape[0] if value.dim() > 1 else 1, -1)
+    return rows[:, :: value.numel() // _VALUES + 1].clone()
+
+
+def _first_lost(model: nn.Module, quantized: nn.Module, batch: Any) -> str | None:
+    floats = dict(model.named_modules())
+    axes = {name: 1 - floats[name].weight.dim() for name in quantized_layers(quantized) if name in floats}
+    before, after = (_layer_outputs(each, axes, batch) for each in (model, quantized))
+    name = verdict.first_lost({name: (before[name], after[name]) for name in before if name in after})
+    return None if name is None else f"layer {name}"
+
+
+def _layer_outputs(model: nn.Module, axes: dict[str, int], batch: Any) -> dict[str, Tensor]:
+    """Some of each named layer's output at its first call, in the order of the calls; ``axes`` are the channels'."""
+    found: dict[str, Tensor] = {}
+
+    def see(name: str, output: Any) -> None:
+        if name not in found and isinstance(output, Tensor):
+            found[name] = verdict.thinned(output, axes[name])
+
+    hooks = [
+        module.register_forward_hook(lambda _m, _a, output, name=name: see(name, output))
+        for name, module in model.named_modules()
+        if name in axes
+    ]
+    try:
+        _call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    with _evaluating(model), preserved_state(model):
+        return call_model(model, batch)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

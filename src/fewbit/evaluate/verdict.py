@@ -1,0 +1,159 @@
+"""Whether anything is left of a model after quantizing: its outputs on one batch against the float model's.
+
+An output whose error is about as large as itself is worth a warning, as is one that no longer changes with the input:
+a large constant part makes its SQNR look well. The layer where that begins is worth a name. Layers are compared channel
+by channel, each against its best fit: ``1 - r²``, the share of a channel's variance that the quantized one does not
+explain. Factors that equalization moves between layers and a folded batch norm's do not count then, and a channel that
+is a million times wider than its neighbours does not hide that they are gone.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewbit.errors import FewbitWarning
+from fewbit.evaluate.error import SignalNoise
+
+#: dB of an output; below, more than half of its energy is error.
+LEAST = 3.0
+#: dB of what changes from sample to sample; below, it changes more by errors than by the input.
+LEAST_VARYING = 0.0
+_SAME = 1e-10  # samples whose outputs differ by less of the energy are the same one but for rounding
+_LOST = 0.5  # of a layer's variance
+_CHANNELS, _VALUES = 1024, 4096  # of a layer's output, at most
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of one output.
+
+    Attributes:
+        sqnr: dB over all values; NaN where only the quantized model's are not finite.
+        varying: dB of what changes from sample to sample (first axis); None where nothing does.
+    """
+
+    sqnr: float
+    varying: float | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether there is nothing to warn of."""
+        return self.sqnr >= LEAST and (self.varying is None or self.varying >= LEAST_VARYING)
+
+    def __str__(self) -> str:
+        """The state, as part of a sentence."""
+        if math.isnan(self.sqnr):
+            return "is not finite"
+        if self.sqnr < LEAST:
+            return f"is at an SQNR of {_db(self.sqnr)}"
+        return f"is at {_db(self.varying or 0)} in what changes from sample to sample"
+
+
+def _db(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f} dB"  # + 0.0: no -0.0
+
+
+def kept(reference: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> dict[str, Kept]:
+    """What is left of every output that both have in one shape ``[samples, ...]``.
+
+    Values that are not finite in the reference itself (masks) do not count, nor do outputs that are all 0 there.
+    """
+    found = {}
+    for name, before in reference.items():
+        after = measured.get(name)
+        if after is None or after.shape != before.shape or not before.numel():
+            continue
+        finite = before.isfinite()
+        x, y = before.float().where(finite, 0), after.float().where(finite, 0)
+        energies = SignalNoise()
+        energies.add(x, y)
+        if energies.signal > 0:
+            found[name] = Kept(energies.sqnr, None if math.isnan(energies.sqnr) else _varying(x, energies))
+    return found
+
+
+def _varying(reference: Tensor, energies: SignalNoise) -> float | None:
+    if reference.dim() < 2 or reference.shape[0] < 2:
+        return None
+    signal = float((reference - reference.mean(0, keepdim=True)).square().sum(dtype=torch.float64))
+    if signal <= _SAME * energies.signal:
+        return None
+    return SignalNoise(signal, energies.noise, energies.count).sqnr
+
+
+def thinned(values: Tensor, axis: int) -> Tensor:
+    """A copy of some of a layer's values, ``[channels, values]``, the same ones of equal shapes."""
+    if values.dim() == 0:
+        return values.detach().float().reshape(1, 1).clone()
+    rows = values.detach().movedim(axis, 0)
+    rows = rows[:: math.ceil(rows.shape[0] / _CHANNELS) or 1]
+    rows = rows.reshape(rows.shape[0], -1)
+    return rows[:, :: math.ceil(rows.shape[1] / _VALUES) or 1].float().clone()
+
+
+def unexplained(reference: Tensor, measured: Tensor) -> float | None:
+    """``1 - r²`` on average over channels.
+
+    Args:
+        reference: ``[channels, values]``.
+        measured: Alike.
+
+    Returns:
+        0 (each channel is the reference's but for a factor and an offset) to 1 (nothing of it is left); 1 for what is
+        not finite; None where no channel of the reference varies.
+    """
+    x, y = (t.double() - t.double().mean(1, keepdim=True) for t in (reference, measured))
+    power = x.square().sum(1)
+    varies = power > 0
+    if not bool(varies.any()):
+        return None
+    cross, own = (x * y).sum(1)[varies].square(), (power * y.square().sum(1))[varies]
+    explained = torch.where(own > 0, cross / own.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    return float((1 - explained).clamp(0, 1).nan_to_num(1.0).mean())
+
+
+def first_lost(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str | None:
+    """The first layer of which less than half is left.
+
+    Args:
+        pairs: Layers' float and quantized outputs, :func:`thinned`, in the model's order.
+    """
+    for name, (reference, measured) in pairs.items():
+        share = unexplained(reference, measured) if reference.shape == measured.shape else None
+        if share is not None and share > _LOST:
+            return name
+    return None
+
+
+def warning(found: Mapping[str, Kept], blame: Callable[[], str | None]) -> str | None:
+    """One sentence for the user about a model's outputs, or None if they are as they should be.
+
+    Args:
+        found: By output.
+        blame: Finds the layer; called only where there is something to tell.
+    """
+    bad = {name: one for name, one in found.items() if not one.enough}
+    if not bad:
+        return None
+    worst = min(bad, key=lambda name: -math.inf if math.isnan(bad[name].sqnr) else bad[name].sqnr)
+    others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    layer = blame()
+    where = "" if layer is None else f"; little is left of the output of {layer} and behind it"
+    skipped = "layers" if layer is None else "that layer"
+    return (
+        f"output {worst!r}{others} of the quantized model {bad[worst]} against the float model on the first "
+        f"calibration batch, so hardly of use{where}: check that the data is prepared as the model expects, then try "
+        f"a recipe with more bits, a rule that skips {skipped}, another calibrator, or an algorithm such as "
+        "equalize+gptq"
+    )
+
+
+def warn(sentence: str) -> None:
+    """Tell a Python user; the command line shows it on stderr."""
+    warnings.warn(sentence, FewbitWarning, stacklevel=4)

@@ -1,0 +1,90 @@
+"""The outputs of quantized PyTorch models."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fewbit
+from fewbit.errors import FewbitWarning
+from fewbit.evaluate.check import doubt
+from fewbit.nn import info, quantized_layers, quantized_weight
+
+
+def wide(factor: float) -> nn.Module:
+    """A network of three convolutions; one channel of the second is so many times wider than the others."""
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8)]
+    with torch.no_grad():
+        convs[1].weight[3] *= factor
+        convs[1].bias[3] *= factor  # type: ignore[index]
+        convs[2].weight[:, 3] /= factor
+    layers = [layer for conv in convs for layer in (conv, nn.BatchNorm2d(8), nn.ReLU(inplace=True))]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+
+
+def told(model: nn.Module, batches: list[Tensor], **more: str) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FewbitWarning)
+        made = info(fewbit.quantize(model, "W8A8", batches, **more))
+    found = [str(w.message) for w in caught if issubclass(w.category, FewbitWarning)]
+    assert made is not None
+    assert [note for note in made.notes if "hardly of use" in note] == found
+    return found
+
+
+def test_a_channel_that_leaves_the_others_no_codes_is_told() -> None:
+    batches = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    (sentence,) = told(wide(1e6), batches)
+    assert "output 'output' of the quantized model" in sentence
+    assert "the output of layer 6 and behind it" in sentence  # the first that reads the wide tensor's codes
+    assert told(wide(1e6), batches, algorithm="equalize+rtn") == []
+    assert told(wide(1), batches) == []
+
+
+def test_the_layer_and_the_output_by_name(cnn: nn.Module, pictures: list[Tensor]) -> None:
+    quantized = fewbit.quantize(cnn, "W8A8", pictures)
+    assert doubt(cnn, quantized, pictures[0]) is None
+    quantized_weight(quantized_layers(quantized)["3"]).packed.codes.zero_()
+    sentence = doubt(cnn, quantized, pictures[0])
+    assert sentence is not None
+    assert "layer 3" in sentence
+    named = doubt(cnn, quantized, pictures[0], rotated=True)
+    assert named is not None
+    assert "layer 3" not in named
+
+
+def test_models_stay_as_they_are(cnn: nn.Module, pictures: list[Tensor]) -> None:
+    quantized = fewbit.quantize(cnn, "W8A8", pictures)
+    quantized_weight(quantized_layers(quantized)["6"]).packed.codes.zero_()
+    cnn.train()
+    cnn[4].eval()  # type: ignore[index, operator]
+    modes, buffers = [m.training for m in cnn.modules()], [b.clone() for b in cnn.buffers()]
+    assert doubt(cnn, quantized, pictures[0]) is not None
+    assert [m.training for m in cnn.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(buffers, cnn.buffers()))
+    assert not any(m._forward_hooks for model in (cnn, quantized) for m in model.modules())
+
+
+@pytest.mark.parametrize("recipe", ["W8A16", "W8A8-dynamic"])
+def test_outputs_of_any_container_and_size(recipe: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Linear(16, 60000), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.wide(x), "loss": self.narrow(x).mean()}
+
+    torch.manual_seed(0)
+    model, x = Two().eval(), torch.randn(40, 16)
+    quantized = fewbit.quantize(model, recipe, [x])
+    assert doubt(model, quantized, x) is None
+    quantized_weight(quantized_layers(quantized)["wide"]).packed.scale.zero_()
+    sentence = doubt(model, quantized, x)
+    assert sentence is not None
+    assert "output 'logits' of" in sentence
+    assert "layer wide" in sentence
