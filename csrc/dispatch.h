@@ -52,6 +52,24 @@ struct GramProblem {
   bool is_double;
 };
 
+inline constexpr int64_t kAttentionQueries = 32, kAttentionKeys = 256;  // that meet at a time
+
+/// One head of attention in bfloat16 (csrc/attention.h); values of a row lie side by side, rows `..._row`
+/// values apart.
+struct AttentionHead {
+  const uint16_t *query, *key, *value;  // [queries][width], [keys][width], [keys][value_width]
+  int64_t query_row, key_row, value_row;
+  const uint8_t*
+      mask;  // [queries][keys], 1 where a query sees a key; null: all, or those up to its own place
+  int64_t mask_row;
+  bool causal;
+  int64_t queries, keys, width, value_width;
+  float scale;
+  uint16_t *packed_keys, *packed_values;  // scratch: keys times width, each up to a multiple of 32
+  uint16_t* out;                          // [queries][value_width]
+  int64_t out_row;
+};
+
 /// What csrc/peak.h measures.
 enum class Peak { float32, int8, tiles };
 
@@ -99,6 +117,13 @@ struct Kernels {
   void (*gram_pack)(const GramProblem& problem, int64_t block);
   /// A square of 256 by 256 sums; acc holds as many, at an address that 64 divides.
   void (*gram_square)(const GramProblem& problem, int64_t down, int64_t right, float* acc);
+  /// Fill the scratch of a head; null where the set cannot, or where tiles are better, as attention_queries
+  /// is then.
+  void (*attention_pack_keys)(const AttentionHead& head, uint16_t* to);
+  void (*attention_pack_values)(const AttentionHead& head, uint16_t* to);
+  /// 32 queries from `query` on; scratch holds 32 times 256 + value width + half of 256 + width values,
+  /// widths up to multiples of 32, at an address that 64 divides.
+  void (*attention_queries)(const AttentionHead& head, int64_t query, float* scratch);
   const LowbitKernels* lowbit;
 };
 

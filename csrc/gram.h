@@ -16,19 +16,16 @@
 
 #include "dispatch.h"
 #include "halves.h"
+#include "pairs.h"
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#include <immintrin.h>
-#define FEWBIT_GRAM 1
-#if defined(__AMX_BF16__)
+#if defined(FEWBIT_PAIRS) && defined(__AMX_BF16__)
 #define FEWBIT_GRAM_TILES 1
-#endif
 #endif
 
 namespace fewbit {
 namespace {
 
-#ifdef FEWBIT_GRAM
+#ifdef FEWBIT_PAIRS
 
 inline constexpr int64_t kGramSide = 256;  // columns of a square
 inline constexpr int64_t kGramTile = 512;  // values
@@ -37,32 +34,11 @@ inline constexpr int64_t kGramTile = 512;  // values
 
 inline constexpr int64_t kGramDepth = 16;  // tiles of rows at a time
 
-/// The transpose of 16 x 16 values of 32 bits.
-inline void transpose_pairs(const uint32_t* from, uint32_t* to) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_load_si512(from + 16 * i);
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {  // a[4 g + i] holds, in lane q, column 4 q + i of rows 4 g to 4 g + 3
-    b[i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88);
-    b[4 + i] = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD);
-    b[8 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
-    b[12 + i] = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm512_store_si512(to + 16 * i, _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88));
-    _mm512_store_si512(to + 16 * (8 + i), _mm512_shuffle_i32x4(b[i], b[8 + i], 0xDD));
-    _mm512_store_si512(to + 16 * (4 + i), _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0x88));
-    _mm512_store_si512(to + 16 * (12 + i), _mm512_shuffle_i32x4(b[4 + i], b[12 + i], 0xDD));
-  }
+inline void transpose_tile(const uint16_t* from, uint16_t* to) {
+  __m512i rows[16], columns[16];
+  for (int i = 0; i < 16; ++i) rows[i] = _mm512_load_si512(from + 32 * i);
+  transpose_pairs(rows, columns);
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(to + 32 * i, columns[i]);
 }
 
 #endif
@@ -92,7 +68,7 @@ void gram_pack(const GramProblem& g, int64_t block) {
       _mm512_store_si512(along + 16 * p, _mm512_or_si512(pair[0], _mm512_slli_epi32(pair[1], 16)));
     }
 #ifdef FEWBIT_GRAM_TILES
-    transpose_pairs(along, reinterpret_cast<uint32_t*>(g.across + (block * tiles + t) * kGramTile));
+    transpose_tile(g.along + (block * tiles + t) * kGramTile, g.across + (block * tiles + t) * kGramTile);
 #endif
     alignas(64) float part[2][16];
     _mm512_store_ps(part[0], sum);
@@ -152,15 +128,8 @@ inline const uint16_t* gram_left(const GramProblem& g) { return g.across; }
 
 #else
 
-inline constexpr int64_t kGramDepth = 8;
+inline constexpr int64_t kGramDepth = 16;
 inline constexpr int64_t kGramRows = 8;  // of sums in registers, 32 columns wide
-
-/// acc + the products of the pairs of two vectors; the compiler's own function would need every kernel of
-/// this set built for processors with bfloat16.
-inline __m512 add_pairs(__m512 acc, __m512i left, __m512i right) {
-  __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(left), "v"(right));
-  return acc;
-}
 
 /// 32 x 32 sums at `acc` take in `tiles` tiles of rows; a block of 16 columns is `step` values after the
 /// other.

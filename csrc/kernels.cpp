@@ -6,6 +6,7 @@
 // Why everything in those headers is in an anonymous namespace and uses no function template of the standard
 // library: such a template compiled here for AVX-512 would have a name the linker may share with the portable
 // copy, and an old processor would then meet an instruction it does not know.
+#include "attention.h"
 #include "dispatch.h"
 #include "gptq.h"
 #include "gram.h"
@@ -50,6 +51,9 @@ const Kernels kernels = {
     descend,
     gram_pack,
     gram_square,
+    attention_pack_keys,
+    attention_pack_values,
+    attention_queries,
     &lowbit_kernels,
 };
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "attention_module.h"
 #include "cpu.h"
 #include "dispatch.h"
 #include "gptq_module.h"
@@ -279,5 +280,6 @@ NB_MODULE(_native, m) {
   m.def("pack", &fewbit::pack, "codes"_a, "bits"_a, "out"_a);
   m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
   fewbit::gptq_module(m, fewbit::active);
+  fewbit::attention_module(m, fewbit::active);
   fewbit::bind_lowbit(m, &fewbit::active);
 }

@@ -284,4 +284,29 @@ bool gram(const Kernels& with, GramProblem problem) {
   return true;
 }
 
+bool attention(const Kernels& with, int64_t heads, AttentionHead (*at)(const void* context, int64_t head),
+               const void* context) {
+  if (with.attention_queries == nullptr || !multiplies_bfloat16(with)) return false;
+  if (heads == 0) return true;
+  constexpr int64_t kLine = 32;
+  const auto up = [](int64_t n) { return (n + 31) / 32 * 32; };
+  const AttentionHead like = at(context, 0);
+  const int64_t keys = up(like.keys) * up(like.width), values = up(like.keys) * up(like.value_width),
+                rest =
+                    kAttentionQueries * (kAttentionKeys * 3 / 2 + up(like.value_width) + up(like.width) / 2);
+  // Not set to 0, as a vector would be: packing writes all of it.
+  const std::unique_ptr<uint16_t[]> packed(new uint16_t[static_cast<size_t>(keys + values + kLine)]);
+  const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(rest + kLine)]);
+  for (int64_t i = 0; i < heads; ++i) {
+    AttentionHead head = at(context, i);
+    head.packed_keys = aligned(packed.get());
+    head.packed_values = head.packed_keys + keys;
+    with.attention_pack_keys(head, head.packed_keys);
+    with.attention_pack_values(head, head.packed_values);
+    for (int64_t query = 0; query < head.queries; query += kAttentionQueries)
+      with.attention_queries(head, query, aligned(scratch.get()));
+  }
+  return true;
+}
+
 }  // namespace fewbit::passes

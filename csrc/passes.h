@@ -43,5 +43,9 @@ void nearest_plane(const Kernels& with, const PlaneProblem& problem);
 void descend(const Kernels& with, DescentProblem problem, int64_t rows);
 /// False where the set has no tiles; nothing is added then. The scratch is made here.
 bool gram(const Kernels& with, GramProblem problem);
+/// Heads of attention, alike in sizes; `at(i)` is number i of them, without scratch. False where the set has
+/// no such kernel; nothing is written then.
+bool attention(const Kernels& with, int64_t heads, AttentionHead (*at)(const void* context, int64_t head),
+               const void* context);
 
 }  // namespace fewbit::passes

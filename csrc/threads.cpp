@@ -25,6 +25,7 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#include <unistd.h>
 #endif
 
 namespace fewbit {
@@ -97,6 +98,15 @@ void leave_core(int core) {
   sched_setaffinity(0, sizeof all, &all);
 #else
   (void)core;
+#endif
+}
+
+/// A thread may run where the one that started it may; helpers, where the process may: a caller that is bound
+/// to a core for a while (src/fewbit/kernels/side_by_side.py) does not bind them.
+void use_all_cores() {
+#if defined(__linux__)
+  cpu_set_t all;
+  if (sched_getaffinity(getpid(), sizeof all, &all) == 0) sched_setaffinity(0, sizeof all, &all);
 #endif
 }
 
@@ -173,6 +183,7 @@ void Pool::wake_helpers_of(int slot) {
 
 void Pool::serve(int slot) {
   inside_a_piece = true;
+  use_all_cores();
   const std::atomic<uint32_t>& bell = helpers_[static_cast<size_t>(slot)]->bell;
   for (uint32_t heard = 0;;) {
     await_change(bell, heard);

@@ -311,6 +311,24 @@ def gram(rows: Array, products: Array, sums: Array, magnitudes: Array) -> bool:
         magnitudes: float64 [K], added to.
     """
 
+def attention(
+    query: Array, key: Array, value: Array, mask: Array | None, causal: bool, scale: float, out: Array
+) -> bool:
+    """``softmax(scale · Q Kᵀ) V``; False, and nothing is written, where the instruction set has no such kernel.
+
+    Unlike the others it takes strided arrays, of which only the values of a row must lie side by side, and runs on the
+    calling thread alone.
+
+    Args:
+        query: bfloat16 [B, H, Q, D].
+        key: bfloat16 [B, H', K, D]; H is a multiple of H'.
+        value: bfloat16 [B, H', K, V].
+        mask: bool [B, H, Q, K], which queries see which keys; None for all.
+        causal: Without a mask: queries see the keys up to their own place.
+        scale: Of the scores.
+        out: bfloat16 [B, H, Q, V].
+    """
+
 def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
     """One code a byte: code i is the bits from ``i * bits`` on of a little-endian stream, lowest bit first.
 

@@ -84,3 +84,9 @@ def test_a_matrix_is_turned_in_place(size: int) -> None:
     wanted = matrix.flip(0, 1)
     assert _lattice._turned(matrix) is matrix
     assert torch.equal(matrix, wanted)
+
+
+def test_the_least_of_equal_values_are_the_first() -> None:
+    error = torch.randint(0, 5, (200, 11), generator=torch.Generator().manual_seed(0)).float()
+    wanted = error.argsort(dim=1, stable=True)[:, :4]
+    assert torch.equal(_lattice._least(error, 4), wanted)

@@ -158,6 +158,19 @@ def test_large_weights_are_rounded_some_rows_at_a_time(monkeypatch: pytest.Monke
         assert torch.equal(whole.scale, pieces.scale)
 
 
+def test_threads_change_no_bit() -> None:
+    weight, seen = torch.randn(150, 320, generator=torch.Generator().manual_seed(2)), statistics(inputs(500, 320))
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(gptq.quantize_weight(weight, QSpec.parse("int4/g64/asym"), statistics=Statistics(seen.gram)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0].codes, other.codes) for other in found)
+    assert all(torch.equal(found[0].scale, other.scale) for other in found)
+
+
 def test_layers_that_share_an_input_share_one_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, asked = statistics(inputs(200, 32)), []
     factorize = gptq._lattice.factorize
@@ -178,7 +191,7 @@ def test_rows_given_up_early_are_worse() -> None:
     seen = statistics(inputs(700, 600))
     solver = gptq._solver(seen, torch.device("cpu"), 600, 0, gptq.Options(), "w")
     change = torch.randn(40, 600, generator=generator)
-    error = gptq._error(change, solver.gram)
+    error = solver.error(change)
     factors = torch.linspace(0.2, 3.0, 40)
     left = gptq._near(change, solver, error * factors)
     assert set(range(40)) - set(left.tolist()) <= set((factors < 1).nonzero().flatten().tolist())

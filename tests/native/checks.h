@@ -73,6 +73,7 @@ Memory<uint16_t> halves(int64_t n, Float kind, uint64_t seed);
 // One function a family of kernels: runs all of them on shapes around every edge.
 void check_passes(const Kernels& kernels, Digests& digests);
 void check_gptq(const Kernels& kernels, Digests& digests);
+void check_attention(const Kernels& kernels);
 void check_lowbit(const Kernels& kernels, Digests& digests);
 
 }  // namespace fewbit::checks

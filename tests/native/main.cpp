@@ -68,6 +68,7 @@ int main(int argc, char** argv) {
       checks::Digests digests;
       checks::check_passes(choose_kernels(isa), digests);
       checks::check_gptq(choose_kernels(isa), digests);
+      checks::check_attention(choose_kernels(isa));
       checks::check_lowbit(choose_kernels(isa), digests);
       for (const auto& [name, digest] : digests.by_name()) {
         if (digest == portable.by_name().at(name)) continue;

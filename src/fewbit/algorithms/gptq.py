@@ -18,6 +18,7 @@ from fewbit.algorithms import _lattice, rtn
 from fewbit.algorithms._lattice import Rounded
 from fewbit.calibrate.gram import Statistics
 from fewbit.errors import FewbitError
+from fewbit.kernels.side_by_side import side_by_side
 from fewbit.numbers import affine
 from fewbit.numbers.granularity import PerTensor
 from fewbit.numbers.qtensor import QTensor
@@ -25,7 +26,9 @@ from fewbit.numbers.spec import QSpec
 
 NEEDS: tuple[str, ...] = ("gram",)
 _ORDERS = ("activation", "given")
-_VALUES = 2**22  # of a weight that are rounded together
+# Rows do not meet: so many values of a weight are rounded together, and half of a weight at most, so that two threads
+# have one each.
+_VALUES, _FEW_ROWS = 2**21, 64
 _STEP = 256  # columns after which rows are given up that rounding to nearest serves worse
 
 
@@ -84,20 +87,40 @@ def quantize_weight(
     if missing:
         work = torch.nn.functional.pad(work, (0, missing))
     solver = _solver(seen, weight.device, group, missing, options, name)
-    # Rows do not meet, and what is made of them is several times as large as they are.
-    at_once = shape[0] if isinstance(spec.granularity, PerTensor) else max(1, _VALUES // work.shape[1])
-    parts = [_kept(_rows(part, solver, spec, group, options, name), spec) for part in torch.split(work, at_once)]
-    return _lattice.to_qtensor(_joined(parts), spec, shape)
+
+    def rounded(part: Tensor) -> Rounded:
+        return _kept(_rows(part, solver, spec, group, options, name), spec)
+
+    parts = torch.split(work, shape[0] if isinstance(spec.granularity, PerTensor) else _part(*work.shape))
+    if work.device.type == "cpu" and torch.get_num_threads() in (2, 3):  # more are better off with torch's own threads
+        return _lattice.to_qtensor(_joined(side_by_side(rounded, parts, 2)), spec, shape)
+    return _lattice.to_qtensor(_joined([rounded(part) for part in parts]), spec, shape)
+
+
+def _part(rows: int, columns: int) -> int:
+    """Rows that are rounded together: told by the shape alone, so that no bit depends on how many threads there are."""
+    return max(1, min(max(_FEW_ROWS, -(-rows // 2)), _VALUES // columns))
 
 
 @dataclass(frozen=True)
 class _Solver:
-    """What the layers that share an input are rounded by: G as far as its scale goes (nothing here depends on it), the
-    order of columns, and R in it."""
+    """What the layers that share an input are rounded by, as far as the scale of G goes (nothing here depends on it).
 
-    gram: Tensor
+    Attributes:
+        damped: G + λ I, float32.
+        damping: λ.
+        columns: The order in which columns are rounded.
+        factor: R in that order.
+    """
+
+    damped: Tensor
+    damping: Tensor
     columns: Tensor
     factor: Tensor
+
+    def error(self, change: Tensor) -> Tensor:
+        """``d G dᵀ`` of each row."""
+        return ((change @ self.damped) * change).sum(dim=1) - self.damping * change.square().sum(dim=1)
 
 
 def _solver(seen: Statistics, device: torch.device, group: int, missing: int, options: Options, name: str) -> _Solver:
@@ -110,7 +133,10 @@ def _solver(seen: Statistics, device: torch.device, group: int, missing: int, op
     if missing:
         gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
     columns, factor = _factorized(gram, group, options, name)
-    made = _Solver(gram.to(torch.float32).contiguous(), columns, factor)
+    damped = gram.to(torch.float32, copy=True).contiguous()
+    damping = options.damping * damped.diagonal().mean()
+    damped.diagonal().add_(damping)
+    made = _Solver(damped, damping, columns, factor)
     seen.memo[key, seen.gram.count] = made
     return made
 
@@ -127,9 +153,9 @@ def _rows(work: Tensor, solver: _Solver, spec: QSpec, group: int, options: Optio
     """Some rows from the start to the end."""
     found = _solve(work, solver.factor, solver.columns, spec, group, options)
     if spec.format.is_integer and options.sweeps > 0:
-        found, error = _improve(found, work, solver.gram, spec, group, options)
+        found, error = _improve(found, work, solver, spec, group, options)
     else:
-        error = _error(found.change, solver.gram)
+        error = solver.error(found.change)
     return _no_worse_than_nearest(found, error, work, solver, spec, name)
 
 
@@ -159,7 +185,7 @@ def _check(weight: Tensor, spec: QSpec, options: Options, name: str) -> None:
 
 def _solve(work: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: int, options: Options) -> Rounded:
     """Codes in the columns' own order."""
-    moved = work[:, columns].contiguous()
+    moved = work.index_select(1, columns)
     if options.static_groups or group == work.shape[1]:
         found = _static(moved, factor, columns, spec, group, options)
         scale, zero = found.scale, found.zero
@@ -168,19 +194,15 @@ def _solve(work: Tensor, factor: Tensor, columns: Tensor, spec: QSpec, group: in
         back = (columns[::group] // group).argsort()  # the groups were taken in another order
         scale, zero = found.scale[:, back].contiguous(), found.zero[:, back].contiguous()
     back = columns.argsort()
-    return Rounded(found.codes[:, back].contiguous(), scale, zero, found.change[:, back].contiguous())
+    return Rounded(found.codes.index_select(1, back), scale, zero, found.change.index_select(1, back))
 
 
 def _improve(
-    found: Rounded, work: Tensor, gram: Tensor, spec: QSpec, group: int, options: Options
+    found: Rounded, work: Tensor, solver: _Solver, spec: QSpec, group: int, options: Options
 ) -> tuple[Rounded, Tensor]:
     """Coordinate descent over codes, and scales refitted to them, by turns; and the error of each row."""
-    diagonal = gram.diagonal().clone()
-    damping = options.damping * diagonal.mean()
-    gram.diagonal().add_(damping)
-    found, error = _descended(found, work, gram, spec, group, options)
-    gram.diagonal().copy_(diagonal)
-    return found, error - damping * found.change.square().sum(dim=1)
+    found, error = _descended(found, work, solver.damped, spec, group, options)
+    return found, error - solver.damping * found.change.square().sum(dim=1)
 
 
 def _descended(
@@ -241,28 +263,25 @@ def _no_worse_than_nearest(
         nearest = _as_rounded(rtn.quantize_weight(work, spec, rtn.Options(calibrator), name), work, found)
         rows = torch.arange(len(work), device=work.device) if whole else _near(nearest.change, solver, error)
         other = torch.full_like(error, torch.inf)
-        other[rows] = _error(nearest.change[rows], solver.gram)
+        other[rows] = solver.error(nearest.change[rows])
         better = (other.sum() < error.sum()).expand(work.shape[0]) if whole else other < error
         if bool(better.any()):
             found, error = _lattice.choose(better, nearest, found), torch.where(better, other, error)
     return found
 
 
-def _error(change: Tensor, gram: Tensor) -> Tensor:
-    return ((change @ gram) * change).sum(dim=1)
-
-
 def _near(change: Tensor, solver: _Solver, error: Tensor) -> Tensor:
     """The rows in which a change may have less than ``error``, which few have: told by sums of squares of D R, of which
     the first columns mostly are enough."""
     factor, columns = solver.factor, solver.columns
-    damping = (factor[0] @ factor[0] - solver.gram[columns[0], columns[0]]).clamp(min=0)
-    slack = damping + 1e-5 * solver.gram.diagonal().mean()  # what R holds beyond G, and what was rounded
+    beyond = (factor[0] @ factor[0] - solver.damped[columns[0], columns[0]] + solver.damping).clamp(min=0)
+    slack = beyond + 1e-5 * solver.damped.diagonal().mean()  # what R holds beyond G, and what was rounded
     limit = 1.01 * error + 1.01 * slack * change.square().sum(dim=1)
-    rows, moved = torch.arange(len(change), device=change.device), change[:, columns]
+    rows, moved = torch.arange(len(change), device=change.device), change[:, :0]
     for start in range(0, len(columns), _STEP):
         here = slice(start, start + _STEP)
-        limit = limit - (moved[:, : here.stop] @ factor[: here.stop, here]).square().sum(dim=1)
+        moved = torch.cat([moved, change[rows].index_select(1, columns[here])], dim=1)
+        limit = limit - (moved @ factor[: here.stop, here]).square().sum(dim=1)
         left = limit > 0
         rows, moved, limit = rows[left], moved[left], limit[left]
     return rows

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fewbit.errors import FewbitError
 from fewbit.kernels.gram import add_products
+from fewbit.kernels.pages import on_huge_pages
 
 _TILE = 512
 # Wider accumulators stay in float32: 4096² float64 values are 128 MiB, 11008² would be 924 MiB.
@@ -38,7 +39,7 @@ class Gram:
     def __init__(self, columns: int, name: str = "tensor") -> None:
         self.columns, self.name, self.count = columns, name, 0
         dtype = torch.float64 if columns <= _DOUBLE_UP_TO else torch.float32
-        self._products = torch.zeros(columns, columns, dtype=dtype)
+        self._products = on_huge_pages(torch.empty(columns, columns, dtype=dtype)).zero_()
         self._abs = torch.zeros(columns, dtype=torch.float64)
         self._sums = torch.zeros(columns, dtype=torch.float64)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewbit.errors import FewbitError
+from fewbit.kernels.side_by_side import pool
 from fewbit.nn.layers import QuantLinear
 from fewbit.nn.swap import quantized_layers
+from fewbit.sequential.attention import faster_attention
 
 T = TypeVar("T")
 
@@ -61,9 +63,9 @@ def over_windows(
             return run(window)
 
     left, under_way = iter(windows), deque[tuple[int, Future[T]]]()
-    with _one_thread_each(threads) as pool:
+    with pool(threads) as workers:
         for window in left:
-            under_way.append((window, pool.submit(work, window)))
+            under_way.append((window, workers.submit(work, window)))
             if len(under_way) > threads:
                 done, future = under_way.popleft()
                 yield done, future.result()
@@ -78,12 +80,9 @@ def computing(compute: str) -> Iterator[None]:
     if compute != "bfloat16":
         yield
         return
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16, torch.cuda.is_available()):
+    on_gpu = torch.autocast("cuda", torch.bfloat16, torch.cuda.is_available())
+    with torch.autocast("cpu", torch.bfloat16), on_gpu, faster_attention():
         yield
-
-
-def _one_thread_each(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Seen(threading.local):

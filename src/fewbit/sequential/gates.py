@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fewbit.kernels.side_by_side import Slots
 from fewbit.sequential import capture
 from fewbit.sequential.forward import computing
 
@@ -60,7 +61,7 @@ class Crew:
         self._outputs: dict[int, Tensor] = {}
         self._errors: dict[int, Exception] = {}
         self._run, self._compute = run, compute
-        self._slots, self._changed = threading.Semaphore(threads), threading.Condition()
+        self._slots, self._changed = Slots(threads), threading.Condition()
         self._doors: defaultdict[int, threading.Event] = defaultdict(threading.Event)  # one wakes few threads
         self._closed, self._busy, self._local = False, len(windows), threading.local()
         self._threads = [threading.Thread(target=self._work, args=(window,), daemon=True) for window in windows]
@@ -118,24 +119,26 @@ class Crew:
                 self.waiting[self._local.window] = (number, x)
                 self._rests()
         if waits:
-            self._slots.release()
+            self._slots.give()
             door.wait()
-            self._slots.acquire()
+            self._slots.take()
         if self._closed:
             raise capture.Stop
 
     def _work(self, window: int) -> None:
         self._local.window = window
         torch.set_num_threads(1)  # see fewbit.sequential.forward
-        with self._slots:
-            try:
-                if not self._closed:
-                    with torch.no_grad(), computing(self._compute):
-                        self._outputs[window] = self._run(window)
-            except capture.Stop:
-                pass
-            except Exception as error:  # noqa: BLE001 - whatever it is, settle raises it in the main thread
-                self._errors[window] = error
+        self._slots.take()
+        try:
+            if not self._closed:
+                with torch.no_grad(), computing(self._compute):
+                    self._outputs[window] = self._run(window)
+        except capture.Stop:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever it is, settle raises it in the main thread
+            self._errors[window] = error
+        finally:
+            self._slots.give()
         with self._changed:
             self._rests()
 
