@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fewbit.nn.intercept import Call
+from fewbit.sequential.spare import Spare
 from fewbit.sequential.sums import InputSums, Wanted
 
 
@@ -31,6 +32,24 @@ def test_joined_sums_count_both() -> None:
     assert torch.equal(joined.gram.matrix, expected.matrix)
     assert joined.held_back is not None
     assert joined.held_back.count == 7
+
+
+def test_sums_in_memory_that_was_used_before_are_the_same() -> None:
+    spare, found = Spare(), []
+    for kept in (None, spare, spare):
+        made = InputSums("layer", Wanted(True, False, False), spare=kept)
+        for seed in range(3):
+            other = InputSums("layer", Wanted(True, False, False), spare=kept)
+            for row in torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(seed)):
+                other.update(Call("linear", row), False)
+            other.flush()
+            made.join(other)
+        assert made.gram is not None
+        found.append(made.gram.matrix)
+        made.leave()
+        assert made.gram is None
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_parked_sums_come_back(tmp_path: Path) -> None:

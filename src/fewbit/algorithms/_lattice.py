@@ -24,8 +24,7 @@ from fewbit.numbers.scale_type import round_scale
 from fewbit.numbers.spec import QSpec
 
 _LARGEST_DAMPING = 1e3
-_BLOCK = 2048  # columns of a Gram matrix that are copied at a time
-_PANEL = 256  # and that are factorized
+_PANEL = 256  # columns of a Gram matrix that are factorized, and copied, at a time
 # The smallest share of its range that a block may be clipped to, by bits; rounding is finer with more, clipping is not.
 _SMALLEST_CLIP = {1: 0.2, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.7, 6: 0.8}
 
@@ -92,8 +91,8 @@ def factorize(gram: Tensor, damping: float, name: str, columns: Tensor | None = 
 def _turned(matrix: Tensor) -> Tensor:
     """A square matrix with its rows and columns in the reverse order, in place."""
     half = len(matrix) // 2
-    for start in range(0, half, _BLOCK // 8):
-        stop = min(start + _BLOCK // 8, half)
+    for start in range(0, half, _PANEL):
+        stop = min(start + _PANEL, half)
         top, bottom = slice(start, stop), slice(len(matrix) - stop, len(matrix) - start)
         above = matrix[top].flip(0, 1)
         matrix[top] = matrix[bottom].flip(0, 1)
@@ -104,11 +103,11 @@ def _turned(matrix: Tensor) -> Tensor:
 
 
 def _ordered(matrix: Tensor, columns: Tensor) -> Tensor:
-    """Rows and columns in another order."""
+    """The lower half of a matrix with its rows and columns in another order; above it lies anything."""
     ordered = on_huge_pages(torch.empty_like(matrix))
     for start in range(0, len(columns), _PANEL):
-        here = slice(start, start + _PANEL)
-        ordered[here] = matrix[columns[here, None], columns]
+        here, before = slice(start, start + _PANEL), slice(start + _PANEL)
+        ordered[here, before] = matrix[columns[here, None], columns[before]]
     return ordered
 
 

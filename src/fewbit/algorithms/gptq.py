@@ -280,7 +280,8 @@ def _near(change: Tensor, solver: _Solver, error: Tensor) -> Tensor:
     rows, moved = torch.arange(len(change), device=change.device), change[:, :0]
     for start in range(0, len(columns), _STEP):
         here = slice(start, start + _STEP)
-        moved = torch.cat([moved, change[rows].index_select(1, columns[here])], dim=1)
+        own = change if len(rows) == len(change) else change[rows]
+        moved = torch.cat([moved, own.index_select(1, columns[here])], dim=1)
         limit = limit - (moved @ factor[: here.stop, here]).square().sum(dim=1)
         left = limit > 0
         rows, moved, limit = rows[left], moved[left], limit[left]

@@ -31,17 +31,24 @@ class Gram:
     Args:
         columns: K, the width of x.
         name: The layer's name in errors.
+        memory: For the sums of ``x xᵀ``, ``[K, K]`` in the dtype of :meth:`products_dtype`, with any values.
 
     Attributes:
         count: How many rows were seen.
     """
 
-    def __init__(self, columns: int, name: str = "tensor") -> None:
+    def __init__(self, columns: int, name: str = "tensor", memory: Tensor | None = None) -> None:
         self.columns, self.name, self.count = columns, name, 0
-        dtype = torch.float64 if columns <= _DOUBLE_UP_TO else torch.float32
-        self._products = on_huge_pages(torch.empty(columns, columns, dtype=dtype)).zero_()
+        if memory is None:
+            memory = on_huge_pages(torch.empty(columns, columns, dtype=self.products_dtype(columns)))
+        self._products = memory.zero_()
         self._abs = torch.zeros(columns, dtype=torch.float64)
         self._sums = torch.zeros(columns, dtype=torch.float64)
+
+    @staticmethod
+    def products_dtype(columns: int) -> torch.dtype:
+        """In what the products are summed."""
+        return torch.float64 if columns <= _DOUBLE_UP_TO else torch.float32
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:

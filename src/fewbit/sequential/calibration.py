@@ -58,6 +58,8 @@ def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[
         owner = turn % work.ranks.size
         sums = gather(work, folds.pop(number), owner)
         starved += solve_group(work.store.model, groups[number], sums, work.settings, work.ranks, owner)
+        if sums is not None:
+            sums.leave()
         del sums
         work.trim()
     return starved_note(starved)
@@ -175,7 +177,8 @@ def new_sums(work: Work, group: Group, ranges_only: bool = False) -> InputSums:
     ranges = {name: each.range_statistic for name, each in layers.items() if each.range_statistic is not None}
     needs = settings.rounding.NEEDS
     wanted = Wanted(bool(needs), "held_back" in needs, settings.bias_correction)
-    return InputSums(group[0].name, Wanted(False, False, False) if ranges_only else wanted, ranges=ranges)
+    spare = work.spare if work.folder is None else None
+    return InputSums(group[0].name, Wanted(False, False, False) if ranges_only else wanted, ranges=ranges, spare=spare)
 
 
 def gather(work: Work, fold: Fold, owner: int) -> InputSums | None:

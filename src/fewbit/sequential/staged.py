@@ -126,6 +126,8 @@ class _Stage:
         with capture.replaced(model, {name: self.layers[name] for name in names}):
             self.starved += solve_group(model, group, sums, work.settings, work.ranks, owner)
             self.layers |= {name: model.get_submodule(name) for name in names}
+        if sums is not None:
+            sums.leave()
         del sums
         for name in names:
             self.gates[name].put(stand_in(self.layers[name], work.compute))

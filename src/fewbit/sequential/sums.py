@@ -17,6 +17,7 @@ from fewbit.calibrate.gram import Gram, Statistics
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.calibrate.statistic import Statistic
 from fewbit.nn.intercept import Call
+from fewbit.sequential.spare import Spare
 
 _AT_ONCE = 2**22  # values that are read to be added to others
 _WAITING = 2**23  # values of inputs that wait to be multiplied together
@@ -41,6 +42,7 @@ class InputSums:
         held_back: The same of windows that algorithms are judged on.
         ranges: A range statistic for each layer with static activations.
         mean: For bias correction, where there is no Gram matrix.
+        spare: Where matrices come from and go to; None: from and to the system.
     """
 
     name: str
@@ -49,6 +51,7 @@ class InputSums:
     held_back: Gram | None = None
     ranges: dict[str, Statistic] = field(default_factory=dict)
     mean: InputMean | None = None
+    spare: Spare | None = None
     _parked: Path | None = None
     _rows: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -78,10 +81,20 @@ class InputSums:
     def _multiply(self, attribute: str) -> None:
         waiting = self._rows.pop(attribute)
         gram = getattr(self, attribute)
+        width = waiting[0].shape[-1]
         if gram is None:
-            gram = Gram(waiting[0].shape[-1], self.name)
+            dtype = Gram.products_dtype(width)
+            memory = None if self.spare is None else self.spare.take((width, width), dtype)
+            gram = Gram(width, self.name, memory)
             setattr(self, attribute, gram)
-        gram.update(waiting[0] if len(waiting) == 1 else torch.cat(waiting))
+        if len(waiting) == 1:
+            gram.update(waiting[0])
+        elif self.spare is None or waiting[0].device.type != "cpu":
+            gram.update(torch.cat(waiting))
+        else:
+            rows = self.spare.take((sum(map(len, waiting)), width), waiting[0].dtype)
+            gram.update(torch.cat(waiting, out=rows))
+            self.spare.give(rows)
 
     def join(self, other: InputSums) -> InputSums:
         """Add what comes later; both are used up."""
@@ -89,14 +102,21 @@ class InputSums:
         if self._parked is not None:
             self._unpark(other.tensors())
         else:
-            self.gram = _joined(self.gram, other.gram)
-            self.held_back = _joined(self.held_back, other.held_back)
+            self.gram = _joined(self.gram, other.gram, self.spare)
+            self.held_back = _joined(self.held_back, other.held_back, self.spare)
         for key, statistic in other.ranges.items():
             own = self.ranges.get(key)
             self.ranges[key] = statistic if own is None else own.merge(statistic)
         if other.mean is not None:
             self.mean = other.mean if self.mean is None else self.mean.merge(other.mean)
         return self
+
+    def leave(self) -> None:
+        """Nobody looks at the sums any more."""
+        for gram in (self.gram, self.held_back):
+            if gram is not None and self.spare is not None:
+                self.spare.give(gram.state_dict()["products"])
+        self.gram = self.held_back = None
 
     def statistics(self) -> Statistics | None:
         """What an algorithm sees; None when no data came."""
@@ -148,13 +168,15 @@ class InputSums:
         self._parked = None
 
 
-def _joined(left: Gram | None, right: Gram | None) -> Gram | None:
+def _joined(left: Gram | None, right: Gram | None, spare: Spare | None) -> Gram | None:
     if left is None or right is None:
         return right if left is None else left
     state, other = left.state_dict(), right.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.add_(other[name].to(tensor.device))
+    if spare is not None:
+        spare.give(other["products"])
     return Gram.from_state(state, left.name)
 
 

@@ -15,6 +15,7 @@ from fewbit.sequential import capture, tree
 from fewbit.sequential.hidden import HiddenStates
 from fewbit.sequential.ranks import Ranks
 from fewbit.sequential.solve import Settings
+from fewbit.sequential.spare import Spare
 from fewbit.sequential.trim import trim
 from fewbit.sequential.windows import Window
 
@@ -63,6 +64,7 @@ class Work:
         threads: Windows at a time; None for as many as torch has threads.
         passed: The stacks that ran.
         notes: Sentences for the user.
+        spare: Matrices that are done with; used where memory is not bounded.
     """
 
     store: Store
@@ -77,6 +79,7 @@ class Work:
     threads: int | None = None
     passed: list[Passed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    spare: Spare = field(default_factory=Spare)
     _steps: int = 0
     _total: int = 0
     _blocks: int = 0
