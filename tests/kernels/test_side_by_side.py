@@ -64,3 +64,13 @@ def test_only_so_many_have_a_place() -> None:
     for thread in threads:
         thread.join()
     assert 1 <= most <= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_has_threads_of_its_own() -> None:
+    torch.set_num_threads(2)
+    assert side_by_side(str, [1, 2]) == ["1", "2"]
+    child = os.fork()
+    if not child:
+        os._exit(0 if side_by_side(str, [3, 4]) == ["3", "4"] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewbit.errors import FewbitError
 from fewbit.kernels import solver
 from fewbit.kernels.pages import on_huge_pages
-from fewbit.kernels.side_by_side import pool
+from fewbit.kernels.side_by_side import kept_pool
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor, PerToken
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.scale_type import round_scale
@@ -120,8 +120,7 @@ def _cholesky(matrix: Tensor) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with pool(threads) as workers:
-            return _cholesky_in_place(matrix, workers)
+        return _cholesky_in_place(matrix, kept_pool(threads))
     finally:
         torch.set_num_threads(threads)
 

@@ -8,6 +8,7 @@ time of forward passes.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -68,5 +69,15 @@ def side_by_side(call: Callable[[T], U], pieces: Sequence[T], most: int | None =
     threads = min(torch.get_num_threads(), len(pieces), most or len(pieces))
     if threads < 2:
         return [call(piece) for piece in pieces]
-    with pool(threads) as workers:
-        return list(workers.map(call, pieces))
+    return list(kept_pool(threads).map(call, pieces))
+
+
+def kept_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: new ones begin with memory of their own, page by page."""
+    return _kept_pool(threads, os.getpid())
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Told by the process, as a fork has none of the threads."""
+    return pool(threads)
