@@ -7,7 +7,8 @@
 // meet 256 keys at a time, whose scores stay in the first two caches; what is kept of earlier keys is scaled
 // when a larger score comes (arXiv 2112.05682, arXiv 2205.14135). 32 keys that the mask hides from all 32
 // queries are skipped. Scores, exponentials and sums are float32 in a fixed order; shares are rounded to
-// bfloat16 before they meet V, as torch's are. Cost: 32 products an instruction, 16 sums in registers.
+// bfloat16 before they meet V, as torch's are, and their sum, which they are divided by, is one of rounded
+// shares. Cost: 32 products an instruction, 16 sums in registers.
 #pragma once
 
 #include <cstdint>
@@ -46,15 +47,16 @@ inline __m512 power_of_two(__m512 x) {
   return _mm512_scalef_ps(p, whole);
 }
 
-/// To bfloat16, ties to even.
-inline __m256i narrowed(__m512 x) {
+/// Rounded to bfloat16, ties to even, in the upper halves.
+inline __m512i rounded_halves(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x),
                 odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-  const __m512i kept =
-      _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+                               _mm512_set1_epi32(0x7FC00000));
 }
+
+inline __m256i upper_halves(__m512i bits) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)); }
 
 void attention_pack_keys(const AttentionHead& h, uint16_t* to) {
   const int64_t width = up_to(h.width, kStep);
@@ -153,9 +155,12 @@ inline void share_out(const AttentionHead& h, int64_t query, int64_t r, int64_t 
   const float unit = largest == -__builtin_inff() ? 0.0f : largest;  // nothing seen yet
   __m512 total = _mm512_setzero_ps();
   for (int64_t k = 0; k < keys; k += 16) {
-    const __m512 share = power_of_two(_mm512_sub_ps(_mm512_load_ps(scores + k), _mm512_set1_ps(unit)));
-    total = _mm512_add_ps(total, share);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(a.shares + r * kKeys + k), narrowed(share));
+    const __m512i share =
+        rounded_halves(power_of_two(_mm512_sub_ps(_mm512_load_ps(scores + k), _mm512_set1_ps(unit))));
+    // The sum of what meets V: a query's shares are then 1 together, however they were rounded.
+    const __m512i kept = _mm512_and_si512(share, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
+    total = _mm512_add_ps(total, _mm512_castsi512_ps(kept));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(a.shares + r * kKeys + k), upper_halves(share));
   }
   if (largest != before) {
     const __m512 less = power_of_two(_mm512_set1_ps(before - unit));
@@ -211,7 +216,8 @@ inline void put_out(const AttentionHead& h, int64_t query, int64_t queries, cons
       const int64_t left = h.value_width - d;
       const __m512 value = _mm512_mul_ps(_mm512_load_ps(a.sums + r * across + d), _mm512_set1_ps(unit));
       _mm256_mask_storeu_epi16(h.out + (query + r) * h.out_row + d,
-                               static_cast<__mmask16>(first_values(left < 16 ? left : 16)), narrowed(value));
+                               static_cast<__mmask16>(first_values(left < 16 ? left : 16)),
+                               upper_halves(rounded_halves(value)));
     }
   }
 }

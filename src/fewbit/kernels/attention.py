@@ -26,7 +26,7 @@ def attention(
     """What ``torch.nn.functional.scaled_dot_product_attention`` gives, or None where the kernel does not fit.
 
     Scores, exponentials and sums are in float32; the softmax's numerators are rounded to bfloat16 before they meet
-    ``value``, the result after its division. A query that sees no key gets zeros, as in torch.
+    ``value`` and are summed, the result after its division. A query that sees no key gets zeros, as in torch.
 
     Args:
         query: bfloat16 ``[B, H, Q, D]``.
