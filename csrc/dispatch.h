@@ -89,7 +89,8 @@ struct Kernels {
   void (*quantize_rows_dynamic)(const float* x, Shape shape, int32_t qmax, int8_t* out, float* scale);
   void (*dequantize_rows)(const void* codes, Code code, Shape shape, const float* scale,
                           const int32_t* zero_point, float* out);
-  void (*histogram_rows)(const float* x, Shape shape, const float* inv_width, int64_t bins, uint32_t* scratch,
+  /// The scratch, kSubHistograms * bins values of 4 bytes, is all 0 before and after.
+  void (*histogram_rows)(const float* x, Shape shape, const float* inv_width, int64_t bins, void* scratch,
                          int64_t* counts);
   void (*mse_search_rows)(const float* x, Shape shape, const float* candidates, int64_t n_candidates,
                           bool symmetric, Bounds bounds, float* lo, float* hi);

@@ -107,6 +107,24 @@ void histogram_rows(const Input& x, const Input& inv_width, const Output& counts
   passes::histogram_rows(*active, from, shape, widths, bins, to);
 }
 
+bool histogram_grow(const Input& x, const Output& counts, const Output& exponent, const Output& low,
+                    const Output& high) {
+  const int64_t n = matrix_shape(x, "x").cols, bins = matrix_shape(counts, "counts").cols;
+  const float* from = values<float>(x, "x", {1, n});
+  int64_t* to = memory<int64_t>(counts, "counts", {1, bins});
+  int64_t* grown = memory<int64_t>(exponent, "exponent", {1});
+  float* los = memory<float>(low, "low", {1});
+  float* his = memory<float>(high, "high", {1});
+  if (bins < 4 || bins > kMaxBins || !std::has_single_bit(static_cast<uint64_t>(bins))) {
+    refuse("`counts` has " + std::to_string(bins) + " bins, but must have a power of two, 4 to 2^22");
+  }
+  if (*grown < std::countr_zero(static_cast<uint64_t>(bins)) - 128 || *grown > 128) {
+    refuse("`exponent` is " + std::to_string(*grown) + ", for which no float32 is a bin's reciprocal width");
+  }
+  const nb::gil_scoped_release free;
+  return passes::histogram_grow(*active, from, n, bins, to, grown, los, his);
+}
+
 void check_search(const float* candidates, const char* name, int64_t n, int32_t qmin, int32_t qmax) {
   if (n < 1) refuse(std::string("`") + name + "` is empty");
   for (int64_t i = 0; i < n; ++i) {
@@ -266,6 +284,7 @@ NB_MODULE(_native, m) {
   m.def("quantize_rows_dynamic", &fewbit::quantize_rows_dynamic, "x"_a, "qmax"_a, "out"_a, "scale"_a);
   m.def("dequantize_rows", &fewbit::dequantize_rows, "codes"_a, "scale"_a, "zp"_a, "out"_a);
   m.def("histogram_rows", &fewbit::histogram_rows, "x"_a, "inv_width"_a, "counts"_a);
+  m.def("histogram_grow", &fewbit::histogram_grow, "x"_a, "counts"_a, "exponent"_a, "low"_a, "high"_a);
   m.def("mse_search_rows", &fewbit::mse_search_rows, "x"_a, "candidates"_a, "symmetric"_a, "qmin"_a, "qmax"_a,
         "lo"_a, "hi"_a);
   m.def("minmax_quantize_rows", &fewbit::minmax_quantize_rows, "x"_a, "qmin"_a, "qmax"_a, "scale_type"_a,

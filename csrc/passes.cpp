@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -74,9 +76,11 @@ namespace {
 
 /// What one thread counts in.
 struct Tables {
-  explicit Tables(int64_t bins) : scratch(static_cast<size_t>(kSubHistograms * bins)), counts(bins) {}
-  std::vector<uint32_t> scratch;
-  std::vector<int64_t> counts;  // of its parts of a long row
+  explicit Tables(int64_t bins)
+      : scratch(static_cast<size_t>(kSubHistograms * bins) * sizeof(uint32_t)),
+        counts(static_cast<size_t>(bins)) {}
+  std::vector<unsigned char> scratch;  // of counters that are as wide as a kernel wants them
+  std::vector<int64_t> counts;         // of its parts of a long row
 };
 
 /// The tables of the threads that this one sets to work, kept from call to call: fresh memory of their size
@@ -125,6 +129,27 @@ void histogram_rows(const Kernels& with, const float* x, Shape shape, const floa
                         tables[static_cast<size_t>(slot)].scratch.data(), counts + first * bins);
   };
   for_rows(shape, kCount, count, static_cast<int>(tables.size()));
+}
+
+bool histogram_grow(const Kernels& with, const float* x, int64_t n, int64_t bins, int64_t* counts,
+                    int64_t* exponent, float* low, float* high) {
+  float ends[2];
+  minmax_rows(with, x, Float::f32, {1, n}, ends);
+  if (!std::isfinite(ends[0]) || !std::isfinite(ends[1])) return false;
+  int needed = 0;
+  const float amax = std::max(-ends[0], ends[1]);
+  std::frexp(amax, &needed);  // amax < 2^needed, strictly
+  if (amax > 0.0f && needed > *exponent) {
+    const int64_t doublings = needed - *exponent;
+    rebin_rows(with, counts, {1, bins}, &doublings);
+    *exponent = needed;
+  }
+  const int half = std::countr_zero(static_cast<uint64_t>(bins)) - 1;
+  const float inv_width = std::ldexp(1.0f, half - static_cast<int>(*exponent));
+  histogram_rows(with, x, {1, n}, &inv_width, bins, counts);
+  *low = std::min(*low, ends[0]);
+  *high = std::max(*high, ends[1]);
+  return true;
 }
 
 void mse_search_rows(const Kernels& with, const float* x, Shape shape, const float* candidates,

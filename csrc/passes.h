@@ -20,6 +20,10 @@ void dequantize_rows(const Kernels& with, const void* codes, Code code, Shape sh
                      const int32_t* zero_point, float* out);
 void histogram_rows(const Kernels& with, const float* x, Shape shape, const float* inv_width, int64_t bins,
                     int64_t* counts);
+/// x[n] into counts[bins], bins a power of two, over [-2^exponent, 2^exponent), which doubles until it holds
+/// all; the extremes widen to them. False, and nothing is changed, if a value is not finite.
+bool histogram_grow(const Kernels& with, const float* x, int64_t n, int64_t bins, int64_t* counts,
+                    int64_t* exponent, float* low, float* high);
 void mse_search_rows(const Kernels& with, const float* x, Shape shape, const float* candidates,
                      int64_t n_candidates, bool symmetric, Bounds bounds, float* lo, float* hi);
 /// False if a row has no scale; the outputs are then of no use.

@@ -106,6 +106,22 @@ def histogram_rows(x: Array, inv_width: Array, counts: Array) -> None:
         counts: int64 [R, B] with B from 1 to 2^22; added to, not cleared.
     """
 
+def histogram_grow(x: Array, counts: Array, exponent: Array, low: Array, high: Array) -> bool:
+    """Add values to the histogram of one block over ``[-2^exponent, 2^exponent)``, which doubles until it holds them.
+
+    Counts are merged as by :func:`rebin_rows` then, and added to as by :func:`histogram_rows`.
+
+    Args:
+        x: float32 [1, C].
+        counts: int64 [1, B] with B a power of two from 4 to 2^22; added to, not cleared.
+        exponent: int64 [1]; the reciprocal of the bin's width ``2^(exponent + 1) / B`` is at most 2^127.
+        low: float32 [1], the smallest value so far.
+        high: float32 [1], the largest.
+
+    Returns:
+        False, and nothing is changed, if a value is NaN or infinite.
+    """
+
 def mse_search_rows(x: Array, candidates: Array, symmetric: bool, qmin: int, qmax: int, lo: Array, hi: Array) -> None:
     """For each row the clip, among fractions p of its range, that quantizes it with the least squared error.
 

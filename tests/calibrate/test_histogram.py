@@ -190,3 +190,24 @@ def test_bins_are_a_power_of_two(bins: int) -> None:
 def test_histograms_of_different_bins_do_not_merge() -> None:
     with pytest.raises(FewbitError, match="different settings"):
         of([1.0], 64).merge(of([1.0], 128))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("before", [[], [1.0, 2.0]])
+def test_what_is_not_finite_is_refused_by_name_and_not_taken_in(bad: float, before: list[float]) -> None:
+    histogram, same_data = Histogram(PerTensor(), 64, "scores"), Histogram(PerTensor(), 64)
+    for each in (histogram, same_data):
+        if before:
+            each.update(torch.tensor(before))
+    with pytest.raises(FewbitError, match="scores holds"):
+        histogram.update(torch.tensor([100.0, bad]))
+    assert same(histogram, same_data)
+
+
+def test_any_layout_and_shape_gives_the_same_counts() -> None:
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    ways = [of(x), of(x.transpose(0, 2)), of(x.reshape(-1).requires_grad_()), Histogram(PerTensor(), 64)]
+    ways[3].update(x.double())
+    for histogram in ways:
+        histogram.update(3 * x)
+    assert all(same(ways[0], each) for each in ways[1:])

@@ -80,6 +80,15 @@ def histogram(x: Tensor, inv_width: Tensor, bins: int) -> Tensor:
     return counts
 
 
+def grown_histogram(parts: list[Tensor], bins: int) -> list[Tensor]:
+    """Counts, the exponent of the range, and the extremes of values ``[1, C]`` that come in parts."""
+    counts, exponent = torch.zeros(1, bins, dtype=torch.int64), torch.tensor([-100])
+    low, high = torch.full((1,), torch.inf), torch.full((1,), -torch.inf)
+    for part in parts:
+        native.histogram_grow(part, counts, exponent, low, high)
+    return [counts, exponent, low, high]
+
+
 def searched(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
     lo, hi = torch.full((x.shape[0],), 7.0), torch.full((x.shape[0],), 7.0)
     native.mse_search_rows(x, candidates, symmetric, qmin, qmax, lo, hi)
@@ -139,6 +148,8 @@ def results() -> Iterator[tuple[str, Tensor]]:
         yield from (("dynamic codes", dynamic), ("dynamic scales", scale))
         for bins in (7, 2048):
             yield f"histogram {bins}", histogram(wild, 1 / scales(rows), bins)
+        if cols:
+            yield from (("grown histogram", each) for each in grown_histogram([row[None] for row in wild / 9], 64))
         for symmetric in (False, True):
             for numbers in (x, wild):
                 yield f"mse {symmetric}", torch.stack(searched(numbers, candidates, symmetric, -8, 7))

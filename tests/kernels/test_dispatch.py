@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from types import ModuleType
 from typing import Any
 
@@ -112,6 +113,31 @@ def test_histogram_rows(shape: tuple[int, int], bins: int) -> None:
         reference.histogram_rows(x, inv_width, theirs)
         assert torch.equal(ours, theirs)
         assert ours.sum() == x.numel() + ours.numel()
+
+
+@pytest.mark.parametrize("bins", [4, 256])
+def test_histogram_grow(bins: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    parts = [torch.randn(1, 700, generator=generator) * 2.0**e for e in (-3, 0, -9, 5)]
+    parts += [torch.zeros(1, 3), -torch.ones(1, 1) * 2.0**6]
+    states = []
+    for grow in (dispatch.histogram_grow, reference.histogram_grow):
+        counts, exponent = torch.zeros(1, bins, dtype=torch.int64), torch.tensor([-100])
+        low, high = torch.full((1,), math.inf), torch.full((1,), -math.inf)
+        state = (counts, exponent, low, high)
+        for part in parts:
+            assert grow(part, *state)
+        before = [each.clone() for each in state]
+        for bad in (math.nan, math.inf, -math.inf):
+            assert not grow(torch.tensor([[1e9, bad]]), *state)
+        assert all(map(torch.equal, before, state))
+        states.append(state)
+    assert all(map(torch.equal, *states))
+    counts, exponent, low, high = states[0]
+    everything = torch.cat(parts, 1)
+    assert int(counts.sum()) == everything.numel()
+    assert int(exponent) == 1 + int(everything.abs().max().log2())
+    assert (float(low), float(high)) == (float(everything.min()), float(everything.max()))
 
 
 @pytest.mark.parametrize("text", ["int8/tensor/sym", "int4/channel/asym", "uint8/tensor/asym", "int2/channel/sym"])

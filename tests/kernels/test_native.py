@@ -163,6 +163,16 @@ def test_histogram_counts_every_value_once(bins: int, wild: bool) -> None:
         assert torch.equal(histogram(x, inv_width, bins), wanted), (rows, cols)
 
 
+@pytest.mark.parametrize("bins", [16384, 1 << 17])
+def test_histogram_of_a_long_row(bins: int) -> None:
+    """More values than a 16-bit counter holds in one bin, others alone in theirs, and zeros."""
+    x = torch.cat([torch.full((150_000,), 6.0), torch.zeros(70_000), torch.linspace(-8, 7.99, 100_001)])[None]
+    index = (torch.floor(x * (bins / 16)) + bins // 2).to(torch.int64)
+    wanted = torch.full((1, bins), 5).scatter_add_(1, index, torch.ones_like(index))
+    for _ in range(2):  # what one row leaves behind would count in the next
+        assert torch.equal(histogram(x, torch.tensor([bins / 16]), bins), wanted)
+
+
 def test_a_bin_holds_its_lower_edge() -> None:
     edges = torch.arange(-5, 6)[None] * 0.25
     assert (histogram(edges, torch.tensor([4.0]), 8) - 5).tolist() == [[2, 1, 1, 1, 1, 1, 1, 3]]

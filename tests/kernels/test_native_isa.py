@@ -130,6 +130,7 @@ def e(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
+C = e(1, 8, dtype=I64)
 REFUSED: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
     ("`x` must have 2 dimensions, but has shape (3,)", native.minmax_rows, (e(3), e(1, 2))),
     ("`x` must be contiguous in C order", native.minmax_rows, (e(3, 2).t(), e(2, 2))),
@@ -172,6 +173,11 @@ REFUSED: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
         (X, S, e(1, 8, dtype=I64)),
     ),
     ("`counts` has 0 bins a row", native.histogram_rows, (X, S, e(2, 0, dtype=I64))),
+    ("`x` has shape (2, 3), but (1, 3) is needed", native.histogram_grow, (X, C, C[0, :1], S[:1], S[:1])),
+    ("`counts` has 6 bins, but must have a power", native.histogram_grow, (X[:1], C[:, :6], C[0, :1], S[:1], S[:1])),
+    ("`exponent` is 129, for which", native.histogram_grow, (X[:1], C, C[0, :1] + 129, S[:1], S[:1])),
+    ("`exponent` is -126, for which", native.histogram_grow, (X[:1], C, C[0, :1] - 126, S[:1], S[:1])),
+    ("`low` has shape (2,), but (1,)", native.histogram_grow, (X[:1], C, C[0, :1], S, S[:1])),
     ("`candidates` is empty", native.mse_search_rows, (X, e(0), True, -8, 7, S, S)),
     ("`candidates` must be finite and above 0", native.mse_search_rows, (X, P * 0, True, -8, 7, S, S)),
     ("`candidates` must be finite and above 0", native.mse_search_rows, (X, P / 0, True, -8, 7, S, S)),

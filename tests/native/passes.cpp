@@ -65,6 +65,16 @@ void check_ranges(const Kernels& with, Shape shape, Digests& digests) {
     passes::histogram_rows(with, x.data(), shape, inverse.data(), bins, counts.data());
     digests.add("histogram_rows", counts);
   }
+  Memory<int64_t> grown(64), exponent(1);
+  std::memset(static_cast<void*>(grown.data()), 0, 64 * 8);
+  exponent[0] = -60;
+  Memory<float> tamed = tame(n, 8), low(1), high(1);
+  low[0] = high[0] = 0.0f;
+  if (n > 0)
+    passes::histogram_grow(with, tamed.data(), n, 64, grown.data(), exponent.data(), &low[0], &high[0]);
+  digests.add("histogram_grow", grown);
+  digests.add("histogram_grow", exponent);
+  digests.add("histogram_grow", high);
 }
 
 void check_search(const Kernels& with, Shape shape, Digests& digests) {

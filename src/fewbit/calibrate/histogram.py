@@ -14,7 +14,6 @@ overflow float32, keep ``w = 2^-127``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from typing import Protocol, Self
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from fewbit.calibrate.statistic import Rows, Statistic
 from fewbit.errors import FewbitError
 from fewbit.kernels import dispatch
-from fewbit.numbers.granularity import Granularity
+from fewbit.numbers.granularity import Granularity, PerTensor
 
 DEFAULT_BINS = 16384
 _MAX_EXPONENT_OF_RECIPROCAL = 127
@@ -90,6 +89,18 @@ class Histogram(Statistic):
         mass[:, 0], mass[:, -1] = 0, total[:, -1]
         return mass.diff(dim=1)
 
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in one tensor; see :meth:`Statistic.update`."""
+        dense = self.count > 0 and x.dtype == torch.float32 and x.is_contiguous() and x.is_cpu
+        whole = dense and x.numel() and isinstance(self.granularity, PerTensor)
+        if whole and dispatch.histogram_grow(
+            x.detach().view(1, -1), self.counts, self.exponent, self.low, self.high
+        ):  # one call, as the steps of the general way cost as much as counting 100 000 values
+            self.count += x.numel()
+        else:
+            super().update(x)
+
     @property
     def _log2_half(self) -> int:
         return self.bins.bit_length() - 2
@@ -104,7 +115,7 @@ class Histogram(Statistic):
 
     def _add(self, rows: Rows, values: Tensor, low: Tensor, high: Tensor) -> None:
         if self.exponent.shape[0] == 1:
-            self._add_row(values, max(-float(low), float(high), 0.0))
+            dispatch.histogram_grow(values.to(torch.float32), self.counts, self.exponent, low.clone(), high.clone())
             return
         amax = torch.maximum(low.abs(), high.abs())
         _, needed = torch.frexp(amax)  # amax < 2^needed, strictly
@@ -116,17 +127,6 @@ class Histogram(Statistic):
         dispatch.histogram_rows(values.to(torch.float32), reciprocal, counts)
         if isinstance(rows, Tensor):
             self.counts[rows] = counts
-
-    def _add_row(self, values: Tensor, amax: float) -> None:
-        """The same for a single block, in Python's numbers: a tensor operation on one value costs as much as counting
-        thousands."""
-        exponent = int(self.exponent)
-        needed = math.frexp(amax)[1]
-        if amax > 0 and needed > exponent:
-            self._widen(torch.tensor([needed]))
-            exponent = needed
-        reciprocal = torch.tensor([2.0 ** (self._log2_half - exponent)])
-        dispatch.histogram_rows(values.to(torch.float32), reciprocal, self.counts)
 
     def _absorb(self, other: Self) -> None:
         wanted = torch.maximum(self.exponent, other.exponent)

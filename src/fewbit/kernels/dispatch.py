@@ -113,6 +113,14 @@ def histogram_rows(x: Tensor, inv_width: Tensor, counts: Tensor) -> None:
         _native.histogram_rows(x.numpy(), inv_width.numpy(), counts.numpy())
 
 
+def histogram_grow(x: Tensor, counts: Tensor, exponent: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Add float32 ``[1, C]`` to a histogram ``counts [1, B]`` whose range grows; see the reference."""
+    if _native is None or not _fits(x, counts, exponent, low, high):
+        return reference.histogram_grow(x, counts, exponent, low, high)
+    arrays = (x.numpy(), counts.numpy(), exponent.numpy(), low.numpy(), high.numpy())
+    return bool(_native.histogram_grow(*arrays))
+
+
 def mse_search_rows(x: Tensor, candidates: Tensor, spec: QSpec) -> tuple[Tensor, Tensor]:
     """The clip ``lo [R]``, ``hi [R]`` of each row of ``[R, C]`` with the least squared error; see the reference.
 

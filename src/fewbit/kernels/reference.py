@@ -190,6 +190,28 @@ def rebin_rows(counts: Tensor, doublings: Tensor) -> Tensor:
     return torch.zeros_like(counts).scatter_add_(1, target, counts)
 
 
+def histogram_grow(x: Tensor, counts: Tensor, exponent: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Add ``[1, C]`` to a histogram ``[1, B]`` over ``[-2^exponent, 2^exponent)``, all in place.
+
+    The range doubles until it holds the values. ``low [1]`` and ``high [1]`` become the extremes of all.
+
+    Returns:
+        False, and nothing is changed, if a value is NaN or infinite.
+    """
+    least, most = minmax_rows(x)[0].tolist()
+    if not (math.isfinite(least) and math.isfinite(most)):
+        return False
+    amax, half = max(-least, most), counts.shape[1].bit_length() - 2
+    doublings = math.frexp(amax)[1] - int(exponent) if amax > 0 else 0
+    if doublings > 0:
+        counts.copy_(rebin_rows(counts, torch.tensor([doublings])))
+        exponent += doublings
+    histogram_rows(x, torch.tensor([2.0 ** (half - int(exponent))]), counts)
+    low.clamp_(max=least)
+    high.clamp_(min=most)
+    return True
+
+
 def mse_search_rows(x: Tensor, candidates: Tensor, symmetric: bool, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
     """The clip of each row of ``[R, C]`` with the least squared error, among fractions of its own range.
 
