@@ -81,3 +81,23 @@ def test_what_cannot_be_compared(command: Command, quantized: str, arguments: tu
     assert done.code == 2
     assert told in done.stderr
     assert done.stdout == ""
+
+
+def test_the_page_replaces_neither_a_model_nor_the_data(command: Command, folder: Path, quantized: str) -> None:
+    pytest.importorskip("plotly")
+    arguments = ("compare", "nets:cnn", quantized, "--data", "pictures.npy", "--repeats", "0", "--overwrite", "--html")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    before = {path: path.read_bytes() for path in files}
+    inside = next(path for path in sorted((folder / quantized).iterdir()) if path.suffix == ".safetensors")
+    for page, told in [
+        ("pictures.npy", "is the source itself"),
+        (quantized, "is the source itself"),
+        (str(inside), f"is a file of {quantized}"),
+        (f"none/../{quantized}/{inside.name}", f"is a file of {quantized}"),
+    ]:
+        done = command(*arguments, page)
+        assert done.code == 2
+        assert told in done.stderr, page
+    assert {path: path.read_bytes() for path in files} == before
+    page = f"{quantized}/page.html"  # a new name is no file of the model, and an older page may be replaced
+    assert [command(*arguments, page).code for _ in range(2)] == [0, 0]

@@ -61,6 +61,50 @@ def test_wrong_names_and_files_are_one_sentence(tmp_path: Path) -> None:
         assert not out.exists()
 
 
+def test_options_that_do_nothing_for_a_file_are_told(tmp_path: Path) -> None:
+    source, out = saved(mlp(), tmp_path), tmp_path / "out.onnx"
+    for arguments, sentence in [
+        (["--format", "gguf"], "--format does nothing for an ONNX file; leave it out"),
+        (["--dtype", "float16", "--restart"], "--dtype and --restart do nothing for an ONNX file; leave them out"),
+        (["--tokenizer", tmp_path], "--tokenizer does nothing"),
+        (["--memory", "1GiB"], "--memory does nothing"),
+    ]:
+        code, told, _ = invoke("quantize", source, "-r", "W8A16", "-o", out, *arguments)
+        assert (code, out.exists()) == (2, False)
+        assert sentence in str(told["error"])
+    for arguments in (["--target", "openvino"], ["--no-equalize"], ["--only-if-faster"]):
+        code, told, _ = invoke("quantize", "nets:cnn", "-r", "W8A16", "-o", tmp_path / "out", *arguments)
+        assert code == 2
+        assert f"{arguments[0]} does nothing for a PyTorch model" in str(told["error"])
+
+
+def test_the_output_is_a_file_of_its_kind_and_not_the_recipe(tmp_path: Path) -> None:
+    source = saved(mlp(), tmp_path)
+    code, told, _ = invoke("quantize", source, "-r", "W8A16", "-o", tmp_path / "folder")
+    assert code == 2
+    assert "name an output that ends in .onnx" in str(told["error"])
+    recipe = tmp_path / "recipe.onnx"
+    recipe.write_text('scheme = "W8A16"\n')
+    code, told, _ = invoke("quantize", source, "-r", recipe, "-o", recipe, "--overwrite")
+    assert code == 2
+    assert "is the source itself" in str(told["error"])
+    assert recipe.read_text() == 'scheme = "W8A16"\n'
+
+
+def test_comparing_files_writes_no_page_and_both_are_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", pictures(8))
+    source, data = saved(convnet(), tmp_path), ("--data", tmp_path / "x.npy")
+    before = source.read_bytes()
+    code, told, _ = invoke("compare", source, source, *data, "--html", source, "--overwrite")
+    assert code == 2
+    assert "--html does nothing for ONNX files" in str(told["error"])
+    assert source.read_bytes() == before
+    for models in ((source, tmp_path), ("nets:cnn", source)):
+        code, told, _ = invoke("compare", *models, *data)
+        assert code == 2
+        assert "two ONNX files or two PyTorch models" in str(told["error"])
+
+
 def test_two_files_are_compared_and_one_inspected(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", pictures(8))
     source, out = saved(convnet(), tmp_path), tmp_path / "out.onnx"

@@ -34,7 +34,8 @@ from fewbit.cli.options import (
     Tokenizer,
     Tokens,
 )
-from fewbit.cli.session import INTERRUPTED, USER_ERROR, Terminated, running, tell_error
+from fewbit.cli.session import INTERRUPTED, USER_ERROR, Terminated, refuse_options, running, tell_error
+from fewbit.errors import FewbitError
 
 app = typer.Typer(
     name="fewbit",
@@ -135,16 +136,17 @@ def quantize(
     """Quantize a model and save it. A Hugging Face folder is streamed; an interrupted run goes on where it was."""
     with running(as_json) as session:
         from fewbit.algorithms.bias_correction import mode
-        from fewbit.cli.onnx import OnnxJob, is_onnx, run_quantize_onnx
+        from fewbit.cli.onnx import OnnxJob, is_onnx, onnx_options, refuse_others, run_quantize_onnx
         from fewbit.cli.quantize import Job, run_quantize
 
         correction = "none" if no_bias_correction else mode(bias_correction)
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens, tokenizer)
+        streaming = Streaming(memory, dtype, restart)
+        refuse_others(source, streaming, format_, onnx_options(target, equalize, only_if_faster))
         if is_onnx(source):
             names = (algorithm, calibrator, correction, equalize, target, only_if_faster, overwrite)
             run_quantize_onnx(session, OnnxJob(source, output, recipe, *names), options)
             return
-        streaming = Streaming(memory, dtype, restart)
         job = Job(source, output, recipe, algorithm, calibrator, format_, correction, overwrite, streaming)
         run_quantize(session, job, options)
 
@@ -202,7 +204,10 @@ def compare(
         from fewbit.cli.onnx import is_onnx, run_compare_onnx
 
         options = DataOptions(data, samples, batch_size, image_size, mean, std, tokens)
-        if is_onnx(source) and is_onnx(quantized):
+        if is_onnx(source) != is_onnx(quantized):
+            raise FewbitError("compare takes two ONNX files or two PyTorch models, not one of each")
+        if is_onnx(source):
+            refuse_options({"--html": html is not None}, "ONNX files")
             run_compare_onnx(session, source, quantized, options, repeats)
             return
         run_compare(session, source, quantized, options, html=html, overwrite=overwrite, repeats=repeats)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewbit.cli.options import DataOptions
-from fewbit.cli.session import Session, check_output, check_sources
+from fewbit.cli.options import DataOptions, Streaming
+from fewbit.cli.session import Session, check_output, check_sources, refuse_options
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
@@ -37,13 +37,33 @@ def is_onnx(source: str) -> bool:
     return source.lower().endswith(".onnx")
 
 
+def onnx_options(target: str, equalize: bool, only_if_faster: bool) -> dict[str, bool]:
+    """Which of the options that only ONNX files have the user gave."""
+    return {"--target": target != "onnxruntime", "--no-equalize": not equalize, "--only-if-faster": only_if_faster}
+
+
+def refuse_others(source: str, streaming: Streaming, format: str, onnx: dict[str, bool]) -> None:
+    """Tell of options that do nothing for this kind of SOURCE.
+
+    Raises:
+        FewbitError: One was given.
+    """
+    if is_onnx(source):
+        refuse_options(streaming.given() | {"--format": format != "native"}, "an ONNX file")
+    else:
+        refuse_options(onnx, "a PyTorch model")
+
+
 def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> None:
     """Quantize an ONNX file, and tell what was done.
 
     Raises:
         FewbitError: Something the user named cannot be used; nothing is left at the output then.
     """
-    check_sources(job.output, job.source, options.path)
+    refuse_options({"--tokenizer": options.tokenizer is not None}, "an ONNX file")
+    check_sources(job.output, job.source, options.path, job.recipe)
+    if not is_onnx(str(job.output)):
+        raise FewbitError(f"an ONNX file is quantized to one: name an output that ends in .onnx, not {job.output}")
     check_output(job.output, folder=False, overwrite=job.overwrite)
     options.check()
     from fewbit import calibrate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -146,6 +146,11 @@ class Streaming:
     memory: str = "8GiB"
     dtype: str | None = None
     restart: bool = False
+
+    def given(self) -> dict[str, bool]:
+        """Which of its options the user gave."""
+        before = Streaming()
+        return {f"--{field.name}": getattr(self, field.name) != getattr(before, field.name) for field in fields(self)}
 
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

@@ -39,7 +39,7 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     Raises:
         FewbitError: Something the user named cannot be used; nothing is left at the output then.
     """
-    check_sources(job.output, job.source, options.path)
+    check_sources(job.output, job.source, options.path, job.recipe, options.tokenizer)
     if not job.output.with_name(f"{job.output.name}.partial").is_dir():  # else a run may have been killed at its end
         check_output(job.output, folder=True, overwrite=job.overwrite)
     _check_names(job)

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -155,6 +155,36 @@ def check_sources(output: Path, *sources: str | Path | None) -> None:
     for source in sources:
         if source is not None:
             check_apart(output, source)
+
+
+def refuse_options(given: Mapping[str, bool], kind: str) -> None:
+    """Tell of options that would do nothing.
+
+    Args:
+        given: By name, whether the user gave it.
+        kind: What they do nothing for.
+
+    Raises:
+        FewbitError: One was given.
+    """
+    names = [name for name, there in given.items() if there]
+    if names:
+        does, it = ("does", "it") if len(names) == 1 else ("do", "them")
+        raise FewbitError(f"{' and '.join(names)} {does} nothing for {kind}; leave {it} out")
+
+
+def check_page(page: Path, *models: str) -> None:
+    """Refuse a page in place of a model, or of a file that a model's folder holds; an older page there may go.
+
+    Raises:
+        FewbitError: It is one.
+    """
+    check_sources(page, *models)
+    target = page.resolve()
+    for model in models:
+        inside = Path(model).is_dir() and target.is_relative_to(Path(model).resolve())
+        if inside and target.exists() and target.suffix.lower() not in (".html", ".htm"):
+            raise FewbitError(f"the page {page} is a file of {model}, which stays as it is: choose another name")
 
 
 def check_output(path: Path, *, folder: bool, overwrite: bool) -> None:
