@@ -3,14 +3,15 @@
     python benchmarks/second_models.py [minilm] [whisper]
 
 Linears of the blocks only, weights in int4 and int3 with groups of 64, activations float. MiniLM is calibrated on the
-even texts of the Lee corpus and on their words one by one, as it is judged on both; Whisper on four recordings of
-numbers and commands that are not among those judged. The word error rate is coarse (92 words), so the divergence of
+even texts of the Lee corpus and on their words one by one, mixed, as it is judged on both; Whisper on four recordings
+of numbers and commands that are not among those judged. The word error rate is coarse (92 words), so the divergence of
 its predictions from the float model's is told as well: each model is given the float model's own transcript and
 predicts the next token.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 import time
@@ -48,10 +49,13 @@ class Words:
     def __init__(self) -> None:
         self.encoder, texts = minilm.Encoder(), minilm.news_texts()
         self.model, self.judged = minilm.minilm(), texts[1::2]
-        self.batches = [self.encoder.batch([text]) for text in texts[::2]]
+        news = [self.encoder.batch([text]) for text in texts[::2]]
         words = sorted({word for text in texts[::2] for word in re.findall("[a-z]{3,}", text.lower())})
         single = [batch for batch in map(self.encoder.batch, zip(words)) if batch["input_ids"].shape[1] == 3]
-        self.batches.append({key: torch.cat([batch[key] for batch in single]) for key in single[0]})
+        groups = [single[i :: len(news)] for i in range(len(news))]
+        alone = [{key: torch.cat([batch[key] for batch in group]) for key in group[0]} for group in groups]
+        self.batches = [*news, *alone]
+        random.Random(0).shuffle(self.batches)  # what ``best`` holds back, every eighth batch, is of both kinds
         self.exact = self.encoder.embed(self.model, self.judged)
         self.pairs = (minilm.wordsim353(), minilm.simlex999())
         self.found: tuple[Tensor, ...] = ()
