@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fewbit
 from fewbit.errors import FewbitWarning
+from fewbit.evaluate import verdict
 from fewbit.evaluate.check import doubt
 from fewbit.nn import info, quantized_layers, quantized_weight
 
@@ -88,3 +89,20 @@ def test_outputs_of_any_container_and_size(recipe: str) -> None:
     assert sentence is not None
     assert "output 'logits' of" in sentence
     assert "layer wide" in sentence
+
+
+def test_an_output_without_values_is_passed_over() -> None:
+    class Boxes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = self.linear(x)
+            return y, y[:0], y[0, :0]
+
+    model, x = Boxes().eval(), torch.randn(6, 4)
+    quantized = fewbit.quantize(model, "W8A16", [x])
+    assert doubt(model, quantized, x) is None
+    assert verdict.thinned(x[:0], -1).shape == (4, 0)
+    assert verdict.thinned(x[:, :0], -1).shape == (0, 6)

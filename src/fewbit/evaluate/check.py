@@ -39,13 +39,14 @@ def _outputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
 
 
 def _spread(value: Tensor) -> Tensor:
-    rows = value.reshape(value.shape[0] if value.dim() > 1 else 1, -1)
+    rows = value.flatten(1) if value.dim() > 1 else value.reshape(1, -1)  # flatten takes 0 samples, too
     return rows[:, :: value.numel() // _VALUES + 1].clone()
 
 
 def _first_lost(model: nn.Module, quantized: nn.Module, batch: Any) -> str | None:
     floats = dict(model.named_modules())
-    axes = {name: 1 - floats[name].weight.dim() for name in quantized_layers(quantized) if name in floats}
+    weights = {name: getattr(floats.get(name), "weight", None) for name in quantized_layers(quantized)}
+    axes = {name: 1 - weight.dim() for name, weight in weights.items() if isinstance(weight, Tensor)}
     before, after = (_layer_outputs(each, axes, batch) for each in (model, quantized))
     name = verdict.first_lost({name: (before[name], after[name]) for name in before if name in after})
     return None if name is None else f"layer {name}"

@@ -93,7 +93,7 @@ def thinned(values: Tensor, axis: int) -> Tensor:
         return values.detach().float().reshape(1, 1).clone()
     rows = values.detach().movedim(axis, 0)
     rows = rows[:: math.ceil(rows.shape[0] / _CHANNELS) or 1]
-    rows = rows.reshape(rows.shape[0], -1)
+    rows = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
     return rows[:, :: math.ceil(rows.shape[1] / _VALUES) or 1].float().clone()
 
 
