@@ -8,7 +8,7 @@ from onnx_cases import convnet, mlp, pictures, saved
 
 import fewbit
 from fewbit.errors import FewbitError
-from fewbit.evaluate.onnx_models import compare_onnx, file_bytes
+from fewbit.evaluate.onnx_models import compare_onnx
 
 
 def test_a_model_equals_itself(tmp_path: Path) -> None:
@@ -38,12 +38,3 @@ def test_models_that_do_not_belong_together_and_no_data(tmp_path: Path) -> None:
         compare_onnx(a, b, [pictures()])
     with pytest.raises(FewbitError, match="no batches"):
         compare_onnx(a, a, [])
-
-
-def test_bytes_count_external_data(tmp_path: Path) -> None:
-    import onnx
-
-    path = tmp_path / "m.onnx"
-    onnx.save(mlp(), path, save_as_external_data=True, location="w.bin", size_threshold=0, convert_attribute=False)
-    whole = file_bytes(saved(mlp(), tmp_path, "whole.onnx"))
-    assert abs(file_bytes(path) - whole) < 1500

@@ -116,3 +116,10 @@ def test_a_node_that_reads_nothing_is_named(tmp_path: Path) -> None:
     proto.graph.node[2].input[0] = "nowhere"
     with pytest.raises(FewbitError, match=r"node 'act_node' \(Relu\) reads 'nowhere'"):
         file.read(saved(proto, tmp_path))
+
+
+def test_bytes_count_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(mlp(), path, save_as_external_data=True, location="w.bin", size_threshold=0, convert_attribute=False)
+    whole = file.size(saved(mlp(), tmp_path, "whole.onnx"))
+    assert abs(file.size(path) - whole) < 1500

@@ -66,6 +66,9 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
         raise FewbitError(f"an ONNX file is quantized to one: name an output that ends in .onnx, not {job.output}")
     check_output(job.output, folder=False, overwrite=job.overwrite)
     options.check()
+    from fewbit.onnxgraph import file
+
+    file.check_installed()
     from fewbit import calibrate
     from fewbit.algorithms import bias_correction
     from fewbit.onnxgraph import targets
@@ -164,6 +167,9 @@ def run_compare_onnx(session: Session, before: str, after: str, options: DataOpt
     if options.path is None:
         raise FewbitError("compare needs data to run both models on; name a file or folder with --data")
     options.check()
+    from fewbit.onnxgraph import file
+
+    file.check_installed()
     from fewbit.evaluate.onnx_models import compare_onnx
     from fewbit.report.onnx_table import onnx_comparison_document, onnx_comparison_tables
 

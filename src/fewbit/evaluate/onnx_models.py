@@ -104,8 +104,8 @@ def compare_onnx(
     return OnnxComparison(
         rows,
         outputs.costs,
-        file_bytes(Path(before)),
-        file_bytes(Path(after)),
+        file.size(before),
+        file.size(after),
         times([before, after], first, repeats) if repeats else None,
         outputs.batches,
         outputs.samples,
@@ -118,15 +118,6 @@ def times(models: list[Any], batch: Any, repeats: int, threads: int = 0) -> Any:
     feeds = [runner.feeds(batch) for runner in runners]
     calls = [lambda r=r, f=f: r.run(f) for r, f in zip(runners, feeds)]
     return tuple(interleaved_times(calls, repeats))
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and of the external data that it names."""
-    import onnx_ir as ir
-
-    model = ir.load(path)
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    return int(path.stat().st_size + sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor)))
 
 
 @dataclass(frozen=True)

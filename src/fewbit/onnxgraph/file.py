@@ -17,6 +17,16 @@ INLINE_LIMIT = 1_900_000_000
 _CODED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
+def check_installed() -> None:
+    """Look for the packages that ONNX files need.
+
+    Raises:
+        MissingExtraError: One is not there; the message names the extra.
+    """
+    for package in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+        require(package, "onnx")
+
+
 def read(path: str | Path) -> Any:
     """Open an ONNX file.
 
@@ -100,6 +110,13 @@ def serialize(model: Any) -> bytes:
         raise FewbitError("the model is beyond 2 GB and does not fit one message; write it to a file")
     data: bytes = ir.serde.serialize_model(_inlined(model)).SerializeToString(deterministic=True)
     return data
+
+
+def size(path: str | Path) -> int:
+    """Bytes of an ONNX file and of the external data that it names."""
+    ir = require("onnx_ir", "onnx")
+    tensors = (value.const_value for value in checks.initializers(ir.load(path)))
+    return int(Path(path).stat().st_size + sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor)))
 
 
 def _inlined(model: Any) -> Any:

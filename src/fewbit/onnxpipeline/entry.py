@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fewbit.calibrate.collect import Progress
-from fewbit.errors import FewbitError, require
+from fewbit.errors import FewbitError
+from fewbit.onnxgraph import file
 from fewbit.onnxpipeline.result import OnnxResult
 from fewbit.recipe import Recipe
 
@@ -30,7 +31,7 @@ def quantize_onnx(
     Raises:
         FewbitError: There is no output, a setting is unknown, or the model, recipe or data cannot be used.
     """
-    require("onnx_ir", "onnx")
+    file.check_installed()
     from fewbit.onnxpipeline.quantize import Settings, quantize_file
 
     if output is None:

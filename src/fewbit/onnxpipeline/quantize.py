@@ -19,8 +19,7 @@ from torch import Tensor
 from fewbit import algorithms, calibrate
 from fewbit.atomic import check_apart
 from fewbit.calibrate.collect import Progress
-from fewbit.errors import FewbitError, require
-from fewbit.evaluate.onnx_models import file_bytes
+from fewbit.errors import FewbitError
 from fewbit.evaluate.verdict import warn
 from fewbit.numbers.affine import check_finite
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
@@ -82,8 +81,7 @@ def quantize_file(
         FewbitError: The file, the recipe or the data cannot be used; the message names the node or tensor.
         MissingExtraError: A package of fewbit[onnx] is not installed.
     """
-    for package in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
-        require(package, "onnx")
+    file.check_installed()
     settings = settings or Settings()
     recipe = _with_calibrator(as_recipe(recipe), settings.calibrator)
     source, output = Path(source), Path(output)
@@ -101,15 +99,15 @@ def quantize_file(
     except FewbitError as error:
         raise FewbitError(f"{source}: {error}") from error
     file.write(job.model, output, overwrite=settings.overwrite)
-    if first and file_bytes(source) < file.INLINE_LIMIT:  # larger ones may not fit a second time
+    if first and file.size(source) < file.INLINE_LIMIT:  # larger ones may not fit a second time
         job.notes += _doubts(source, output, first[0], settings)
     return OnnxResult(
         output,
         settings.target,
         tuple(job.told),
         job.skipped,
-        file_bytes(source),
-        file_bytes(output),
+        file.size(source),
+        file.size(output),
         tuple(job.notes),
         tuple(dataclasses.asdict(region) for region in job.regions),
     )
