@@ -196,3 +196,15 @@ def test_rows_given_up_early_are_worse() -> None:
     left = gptq._near(change, solver, error * factors)
     assert set(range(40)) - set(left.tolist()) <= set((factors < 1).nonzero().flatten().tolist())
     assert not set(left.tolist()) & set((factors < 0.9).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("columns", [48, 32])
+@pytest.mark.parametrize("double_up_to", [0, 4096])
+def test_the_sums_are_bit_for_bit_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, columns: int, double_up_to: int
+) -> None:
+    monkeypatch.setattr("fewbit.calibrate.gram._DOUBLE_UP_TO", double_up_to)
+    seen = statistics(inputs(200, columns))
+    before = seen.gram.total.clone()
+    gptq.quantize_weight(torch.randn(8, columns), QSpec.parse("int4/g32/sym"), None, "w", seen)
+    assert torch.equal(seen.gram.total, before)

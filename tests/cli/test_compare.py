@@ -92,8 +92,9 @@ def test_the_page_replaces_neither_a_model_nor_the_data(command: Command, folder
     for page, told in [
         ("pictures.npy", "is the source itself"),
         (quantized, "is the source itself"),
-        (str(inside), f"is a file of {quantized}"),
-        (f"none/../{quantized}/{inside.name}", f"is a file of {quantized}"),
+        (str(inside), "is no page"),
+        (f"none/../{quantized}/{inside.name}", "is no page"),
+        ("nets.py", "is no page"),
     ]:
         done = command(*arguments, page)
         assert done.code == 2

@@ -106,3 +106,10 @@ def test_an_output_without_values_is_passed_over() -> None:
     assert doubt(model, quantized, x) is None
     assert verdict.thinned(x[:0], -1).shape == (4, 0)
     assert verdict.thinned(x[:, :0], -1).shape == (0, 6)
+
+
+def test_a_model_made_in_inference_mode_is_compared() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    batches = [torch.randn(4, 8) for _ in range(2)]
+    assert fewbit.quantize(model, "W8A8-dynamic", batches)(batches[0]).shape == (4, 4)

@@ -35,9 +35,15 @@ def test_an_output_that_no_longer_changes_is_told_whatever_its_constant_part(x: 
     found = kept({"y": x + 100}, {"y": constant + 0.1})["y"]
     assert found.sqnr > 35
     assert found.varying is not None
-    assert found.varying < 0
+    assert found.varying == pytest.approx(0, abs=0.01)
     assert not found.enough
     assert "in what changes from sample to sample" in str(found)
+
+
+def test_a_constant_shift_takes_nothing_of_what_changes(x: Tensor) -> None:
+    found = kept({"y": 0.01 * x + 10}, {"y": 0.01 * noisy(x, 20.0) + 10.1})["y"]
+    assert found.varying == pytest.approx(20, abs=0.5)
+    assert found.enough
 
 
 @pytest.mark.parametrize("samples", [torch.ones(4, 7), torch.arange(7.0).expand(4, 7), torch.arange(1.0, 8)])

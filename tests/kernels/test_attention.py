@@ -79,6 +79,22 @@ def test_large_scores_do_not_overflow() -> None:
     torch.testing.assert_close(found.float(), attention_reference(query, key, value), rtol=2**-7, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (8, 1), (1, 1, 1, 1), (1, 2, 1, 8), (8, 8)])
+def test_masks_are_broadcast_as_torch_does(shape: tuple[int, ...]) -> None:
+    q = heads(1, 2, 8, 16, 0)
+    mask = (torch.arange(torch.Size(shape).numel()).reshape(shape) % 3) != 1
+    found = attention(q, q, q, mask)
+    if found is not None:
+        torch.testing.assert_close(found.float(), attention_reference(q, q, q, mask), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("width", [0, 4])
+def test_what_torch_refuses_or_has_no_width_is_left_to_it(width: int) -> None:
+    q = heads(1, 2, 8, width, 0)
+    assert attention(q, q, q, torch.ones(8, dtype=torch.bool)) is None
+    assert width or attention(q, q, q) is None
+
+
 def test_what_the_kernel_has_not_is_left_to_torch() -> None:
     query, key, value = (heads(1, 4, 8, 16, seed) for seed in range(3))
     assert attention(query.float(), key, value) is None

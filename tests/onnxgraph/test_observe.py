@@ -92,3 +92,12 @@ def test_no_data_and_data_that_does_not_fit_are_told() -> None:
         observe.observe(as_ir(convnet()), {}, [])
     with pytest.raises(FewbitError, match="calibration batch 2"):
         observe.observe(as_ir(convnet()), {}, [pictures(), pictures(size=4, channels=2)])
+
+
+def test_inputs_and_constants_may_be_looked_at_too() -> None:
+    model = as_ir(convnet())
+    constant = next(iter(model.graph.initializers))
+    before = [value.name for value in model.graph.outputs]
+    with observe.exposed(model, ["x", constant]):
+        assert [value.name for value in model.graph.outputs] == ["x", constant]
+    assert [value.name for value in model.graph.outputs] == before

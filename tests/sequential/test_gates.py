@@ -75,3 +75,21 @@ def test_the_first_windows_error_is_told_and_the_others_go_home() -> None:
         crew.settle()
     assert threading.active_count() == before
     assert not crew.outputs()
+
+
+def test_an_interrupt_while_threads_start_sends_home_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew, _ = crew_of([nn.Linear(4, 4)])
+    start, started = threading.Thread.start, []
+
+    def third_is_interrupted(self: threading.Thread) -> None:
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        started.append(self)
+        start(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", third_is_interrupted)
+        with pytest.raises(KeyboardInterrupt), crew:
+            raise AssertionError("not reached")
+    assert len(started) == 2
+    assert not any(thread.is_alive() for thread in started)

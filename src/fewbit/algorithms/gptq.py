@@ -8,6 +8,8 @@ error (arXiv 2210.17323 takes the min-max range); codes are improved by coordina
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,9 +94,13 @@ def quantize_weight(
         return _kept(_rows(part, solver, spec, group, options, name), spec)
 
     parts = torch.split(work, shape[0] if isinstance(spec.granularity, PerTensor) else _part(*work.shape))
-    if work.device.type == "cpu" and torch.get_num_threads() in (2, 3):  # more are better off with torch's own threads
-        return _lattice.to_qtensor(_joined(side_by_side(rounded, parts, 2)), spec, shape)
-    return _lattice.to_qtensor(_joined([rounded(part) for part in parts]), spec, shape)
+    two = work.device.type == "cpu" and torch.get_num_threads() in (
+        2,
+        3,
+    )  # more are better off with torch's own threads
+    with solver.damping_applied():
+        done = side_by_side(rounded, parts, 2) if two else [rounded(part) for part in parts]
+    return _lattice.to_qtensor(_joined(done), spec, shape)
 
 
 def _part(rows: int, columns: int) -> int:
@@ -107,7 +113,8 @@ class _Solver:
     """What the layers that share an input are rounded by, as far as the scale of G goes (nothing here depends on it).
 
     Attributes:
-        damped: G + λ I, float32.
+        damped: G, float32, and G + λ I within :meth:`damping_applied`. It may be the sums themselves, whose diagonal
+            changes for so long: a copy would be half a gigabyte where a layer has 11008 inputs.
         damping: λ.
         columns: The order in which columns are rounded.
         factor: R in that order.
@@ -117,6 +124,16 @@ class _Solver:
     damping: Tensor
     columns: Tensor
     factor: Tensor
+
+    @contextlib.contextmanager
+    def damping_applied(self) -> Iterator[None]:
+        """λ on the diagonal, and the diagonal bit for bit as it was at the end."""
+        diagonal = self.damped.diagonal().clone()
+        self.damped.diagonal().add_(self.damping)
+        try:
+            yield
+        finally:
+            self.damped.diagonal().copy_(diagonal)
 
     def error(self, change: Tensor) -> Tensor:
         """``d G dᵀ`` of each row."""
@@ -133,10 +150,8 @@ def _solver(seen: Statistics, device: torch.device, group: int, missing: int, op
     if missing:
         gram = torch.nn.functional.pad(gram, (0, missing, 0, missing))
     columns, factor = _factorized(gram, group, options, name)
-    damped = gram.to(torch.float32, copy=True).contiguous()
-    damping = options.damping * damped.diagonal().mean()
-    damped.diagonal().add_(damping)
-    made = _Solver(damped, damping, columns, factor)
+    damped = gram.to(torch.float32).contiguous()
+    made = _Solver(damped, options.damping * damped.diagonal().mean(), columns, factor)
     seen.memo[key, seen.gram.count] = made
     return made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewbit.cli.options import DataOptions
-from fewbit.cli.session import Session, check_output, check_page, check_sources
+from fewbit.cli.session import Session, check_output, check_page
 from fewbit.errors import FewbitError, require
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def run_compare(
         FewbitError: A model or the data cannot be used, or the page cannot be written.
     """
     if html is not None:
-        check_page(html, source, quantized)
-        check_sources(html, options.path)
+        check_page(html, source, quantized, options.path)
         check_output(html, folder=False, overwrite=overwrite)
         require("plotly", "report")
     if options.path is None:

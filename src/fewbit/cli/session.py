@@ -173,18 +173,15 @@ def refuse_options(given: Mapping[str, bool], kind: str) -> None:
         raise FewbitError(f"{' and '.join(names)} {does} nothing for {kind}; leave {it} out")
 
 
-def check_page(page: Path, *models: str) -> None:
-    """Refuse a page in place of a model, or of a file that a model's folder holds; an older page there may go.
+def check_page(page: Path, *sources: str | Path | None) -> None:
+    """Refuse a page in place of what is read, or of anything that is no page; an older page may go.
 
     Raises:
         FewbitError: It is one.
     """
-    check_sources(page, *models)
-    target = page.resolve()
-    for model in models:
-        inside = Path(model).is_dir() and target.is_relative_to(Path(model).resolve())
-        if inside and target.exists() and target.suffix.lower() not in (".html", ".htm"):
-            raise FewbitError(f"the page {page} is a file of {model}, which stays as it is: choose another name")
+    check_sources(page, *sources)
+    if page.resolve().is_file() and page.suffix.lower() not in (".html", ".htm"):
+        raise FewbitError(f"{page} is there and is no page, so it stays as it is: choose a name that ends in .html")
 
 
 def check_output(path: Path, *, folder: bool, overwrite: bool) -> None:

@@ -24,7 +24,11 @@ class Engine:
 
     def __init__(self, network: Network, example: Sequence[Tensor], threads: int | None = None) -> None:
         self.core = require("openvino", "openvino").Core()
-        self.config = {"INFERENCE_NUM_THREADS": threads or torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+        self.config = {
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",  # of what stays float; else bfloat16 where the processor has it
+        }
         self.model, self.names = export(network, example)
         self.compiled = self._compiled(self.model)
         self.watched: Any = None

@@ -22,8 +22,8 @@ from fewbit.evaluate.error import SignalNoise
 
 #: dB of an output; below, more than half of its energy is error.
 LEAST = 3.0
-#: dB of what changes from sample to sample; below, it changes more by errors than by the input.
-LEAST_VARYING = 0.0
+#: dB of what changes from sample to sample; an output that no longer changes is at 0.
+LEAST_VARYING = 1.0
 _SAME = 1e-10  # samples whose outputs differ by less of the energy are the same one but for rounding
 _LOST = 0.5  # of a layer's variance
 _CHANNELS, _VALUES = 1024, 4096  # of a layer's output, at most
@@ -74,17 +74,23 @@ def kept(reference: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> dic
         energies = SignalNoise()
         energies.add(x, y)
         if energies.signal > 0:
-            found[name] = Kept(energies.sqnr, None if math.isnan(energies.sqnr) else _varying(x, energies))
+            found[name] = Kept(energies.sqnr, None if math.isnan(energies.sqnr) else _varying(x, y, energies))
     return found
 
 
-def _varying(reference: Tensor, energies: SignalNoise) -> float | None:
+def _varying(reference: Tensor, measured: Tensor, energies: SignalNoise) -> float | None:
+    """Of what is left without the mean over samples, on both sides: a constant shift takes nothing of it away."""
     if reference.dim() < 2 or reference.shape[0] < 2:
         return None
-    signal = float((reference - reference.mean(0, keepdim=True)).square().sum(dtype=torch.float64))
+    varying, error = (_centred(x) for x in (reference, measured - reference))
+    signal = float(varying.square().sum(dtype=torch.float64))
     if signal <= _SAME * energies.signal:
         return None
-    return SignalNoise(signal, energies.noise, energies.count).sqnr
+    return SignalNoise(signal, float(error.square().sum(dtype=torch.float64)), energies.count).sqnr
+
+
+def _centred(samples: Tensor) -> Tensor:
+    return samples - samples.mean(0, keepdim=True)
 
 
 def thinned(values: Tensor, axis: int) -> Tensor:

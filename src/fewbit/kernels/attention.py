@@ -40,14 +40,20 @@ def attention(
     tensors = (query, key, value)
     if native is None or any(t.dim() != 4 or t.dtype != torch.bfloat16 or t.device.type != "cpu" for t in tensors):
         return None
-    if (mask is not None and (causal or mask.dtype != torch.bool)) or key.shape[1] == 0 or value.shape[2] == 0:
+    if (mask is not None and (causal or mask.dtype != torch.bool)) or 0 in (
+        key.shape[1],
+        value.shape[2],
+        query.shape[3],
+    ):
+        return None
+    if mask is not None and mask.dim() < 2:
         return None
     batch, heads, queries, width = query.shape
     if key.shape[:3] != value.shape[:3] or key.shape[0] != batch or key.shape[3] != width or heads % key.shape[1]:
         return None
     threads.follow_torch(native)
     query, key, value = (_rows(t.detach()) for t in tensors)
-    seen = None if mask is None else _rows(mask.detach()).expand(batch, heads, queries, key.shape[2])
+    seen = None if mask is None else _rows(mask.detach().expand(batch, heads, queries, key.shape[2]))
     out = torch.empty(batch, queries, heads, value.shape[3], dtype=torch.bfloat16).transpose(1, 2)
     done = native.attention(query, key, value, seen, causal, width**-0.5 if scale is None else scale, out)
     return out if done else None

@@ -27,5 +27,5 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
             table.clear()
             table.update(old)
         for buffer, value in values:
-            if buffer._version and not buffer.equal(value):
+            if (buffer.is_inference() or buffer._version) and not buffer.equal(value):
                 buffer.copy_(value)

@@ -186,7 +186,8 @@ class exposed:
 
     def __enter__(self) -> None:
         """Replace the outputs."""
-        values = {value.name: value for node in self.graph for value in node.outputs}
+        values = {value.name: value for value in (*self.graph.initializers.values(), *self.graph.inputs)}
+        values |= {value.name: value for node in self.graph for value in node.outputs}
         self.before = list(self.graph.outputs)
         self.graph.outputs.clear()
         self.graph.outputs.extend([values[name] for name in self.tensors] or self.before)

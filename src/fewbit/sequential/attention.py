@@ -30,12 +30,15 @@ def faster_attention() -> Iterator[None]:
     way, a mode, sees each of some hundred calls in a block, and costs 3% of its time.)
     """
     depth = getattr(_wanted, "depth", 0)
-    _wanted.depth = depth + 1
-    _enter()
+    entered = False
     try:
+        _wanted.depth = depth + 1
+        _enter()
+        entered = True
         yield
     finally:
-        _leave()
+        if entered:
+            _leave()
         _wanted.depth = depth
 
 

@@ -67,19 +67,27 @@ class Crew:
         self._threads = [threading.Thread(target=self._work, args=(window,), daemon=True) for window in windows]
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # Ctrl-C: those that run already would wait for good
+            self._go_home()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._go_home()
+
+    def _go_home(self) -> None:
         with self._changed:
             self._closed = True
             for door in self._doors.values():
                 door.set()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def settle(self) -> None:
         """Wait until every window waits at a gate or is done.
