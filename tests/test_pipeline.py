@@ -241,3 +241,10 @@ def test_whole_networks_on_integers_equal_their_own_arithmetic(cnn, batches):
     dequantized = (codes.double() - zero_point.double()) * scale.double()
     want = dequantized @ layer.weight_qtensor().dequantize().double().t() + layer.bias.double()
     assert (layer(x).double() - want).abs().max() < 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "best"])
+def test_a_model_without_blocks_is_told_what_rounds_its_weights(algorithm: str) -> None:
+    model, batches = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)), [torch.randn(8, 64)]
+    with pytest.raises(FewbitError, match=f"{algorithm} rounds weights block by block, .*no blocks"):
+        fewbit.quantize(model, "W4A16-g32", batches, algorithm=algorithm)

@@ -191,6 +191,11 @@ def _quantize_layers(
         statistics[name].mean = means[name]
     ranges, notes = choose(work, chosen, statistics, batches, progress) if recipe.calibrator == "best" else ({}, [])
     inputs = {plan.name: solve_input(plan, statistics[plan.name], recipe, ranges.get(plan.name)) for plan in chosen}
+    if batches is not None and settings.rounding.NEEDS:
+        raise FewbitError(
+            f"{settings.algorithm} rounds weights block by block, and fewbit finds no blocks, such as a transformer's "
+            "layers, in this model: use rtn or hqq (convolutional networks: a scheme with integer activations, W4A8)"
+        )
     weights = _round_weights(work, chosen, settings.rounding, recipe, progress)
     result, corrected = build_layers(work, chosen, weights, inputs, statistics)
     return result, [*notes, *_told(weights, corrected), *_wide_scales(chosen, weights)]

@@ -298,9 +298,11 @@ def test_algorithms_that_need_data_say_so(tmp_path: Path) -> None:
 def test_a_damaged_part_of_an_interrupted_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = interrupted(tmp_path, monkeypatch)
     part = next((tmp_path / "out.partial" / "files").glob("weights-*"))
-    part.write_bytes(b"")
-    with pytest.raises(FewbitError, match=r"weights-.* is missing or damaged"):
-        quantize_folder(job(source, out, "W4A16-g16"))
+    whole = part.read_bytes()
+    for damaged in (b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        part.write_bytes(damaged)
+        with pytest.raises(FewbitError, match=r"weights-.* is missing or damaged"):
+            quantize_folder(job(source, out, "W4A16-g16"))
     shutil.rmtree(tmp_path / "out.partial")
     quantize_folder(job(source, out, "W4A16-g16"))
 

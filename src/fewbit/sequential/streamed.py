@@ -75,6 +75,7 @@ class Streamed:
         for name, first in self.canonical.items():
             self._alike.setdefault(first, []).append(name)
         self._float = _tables(model)
+        self._sound: set[str] = set()  # parts whose files were written or read through by this process
         self._check_complete()
 
     def part_of(self, name: str) -> str:
@@ -138,10 +139,14 @@ class Streamed:
         if record is None:
             return False
         path = self.folder / record["file"]
-        if not path.is_file() or path.stat().st_size != record["bytes"]:
+        whole = path.is_file() and path.stat().st_size == record["bytes"]
+        if whole and name not in self._sound:
+            whole = _tensors.sha256(path) == record["sha256"]
+        if not whole:
             raise FewbitError(
                 f"{path} is missing or damaged, which the interrupted run wrote; start anew with --restart"
             )
+        self._sound.add(name)
         return True
 
     def release(self, name: str, notes: Sequence[str]) -> None:
@@ -181,6 +186,7 @@ class Streamed:
                 "notes": list(done.notes),
             }
         )
+        self._sound.add(done.part)
 
     def _stored(self, part: str, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
         inside = tuple(f"{name}." for name in layers)
