@@ -119,3 +119,20 @@ def test_outputs_that_hold_no_tensor_pass() -> None:
 
     model = Telling().eval()
     check_outputs(model, fewbit.quantize(model, "W8A16"), torch.ones(1, 2))
+
+
+class Masked(nn.Module):
+    def __init__(self, what: float) -> None:
+        super().__init__()
+        self.layer, self.what = nn.Linear(8, 8), what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).masked_fill(torch.eye(8, dtype=torch.bool)[: len(x)], self.what)
+
+
+def test_a_mask_of_infinities_is_the_models_own_and_nan_is_not() -> None:
+    batches = [torch.randn(4, 8) for _ in range(2)]
+    quantized = fewbit.quantize(Masked(-torch.inf), "W8A8-dynamic", batches)
+    assert quantized(batches[0]).isinf().sum() == 4
+    with pytest.raises(FewbitError, match="float model's own outputs are not finite"):
+        fewbit.quantize(Masked(torch.nan), "W8A8-dynamic", batches)

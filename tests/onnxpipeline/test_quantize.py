@@ -279,3 +279,11 @@ def test_a_name_never_stands_for_another_algorithm(tmp_path: Path, algorithm: st
     with pytest.raises(FewbitError, match=said):
         quantized(tmp_path, convnet(), "W4A8", [pictures()], algorithm=algorithm)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_what_data_does_nothing_for_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FewbitError, match=r"gptq rounds .* with static activations, which W4A16-g32 has not"):
+        quantized(tmp_path, mlp(), "W4A16-g32", [X], algorithm="gptq")
+    assert not (tmp_path / "out.onnx").exists()
+    result, _ = quantized(tmp_path, mlp(), "W4A16-g32", [X])
+    assert any(note.startswith("biases were not corrected") for note in result.notes)

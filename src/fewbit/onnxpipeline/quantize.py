@@ -169,12 +169,26 @@ class Job:
                 f"recipe {self.recipe.scheme} has static activations, which need calibration data; "
                 "pass data, or use a -dynamic scheme"
             )
+        if "static" not in kinds and data is not None:
+            self._tell_unused()
         for kind in [kind for kind in ("static", "dynamic", "weights") if kind in kinds]:  # the first wants it in float
             self._quantize(kind, [p for p in plans if p.scheme is not None and _kind(p.scheme) == kind], data)
         if not kinds:
             raise FewbitError("the recipe leaves every layer in float")
         if self.settings.only_if_faster and "static" not in kinds:
             raise FewbitError("only-if-faster measures static activations; use a scheme such as W8A8")
+
+    def _tell_unused(self) -> None:
+        """What data does nothing for where no activation is static."""
+        if algorithms.get(self.algorithm).NEEDS:
+            raise FewbitError(
+                f"{self.algorithm} rounds the weights of an ONNX file with static activations, which "
+                f"{self.recipe.scheme} has not: use rtn or hqq, or a scheme such as W8A8 or W4A8"
+            )
+        if self.settings.bias_correction:
+            self.notes.append(
+                "biases were not corrected: of an ONNX file those are that stand behind static activations"
+            )
 
     def prepare(self) -> list[LayerPlan]:
         """Bring the graph to the form that is quantized, and plan its layers."""
