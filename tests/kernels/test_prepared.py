@@ -8,6 +8,8 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -177,3 +179,24 @@ def test_nothing_is_told_at_the_interpreters_end() -> None:
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= (native() is not None)
     assert "leaked" not in done.stderr
+
+
+def test_threads_forget_dead_forms_side_by_side() -> None:
+    threads, barrier, before = 4, Barrier(4, timeout=20), sys.getswitchinterval()
+
+    def churn(seed: int) -> None:
+        for step in range(20):
+            many = [torch.full((4,), seed + n, dtype=torch.int32) for n in range(100)]
+            assert [prepared(each, (), "form", lambda e=each: int(e[0])) for each in many] == [*range(seed, seed + 100)]
+            barrier.wait()
+            del many
+            codes = torch.full((4,), step, dtype=torch.int32)
+            barrier.wait()  # all find the same dead forms
+            assert prepared(codes, (), "form", lambda e=codes: int(e[0])) == step
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(churn, range(0, 4000, 1000)))
+    finally:
+        sys.setswitchinterval(before)

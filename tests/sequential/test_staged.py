@@ -32,13 +32,14 @@ def test_memory_changes_no_bit(tmp_path: Path, family: str) -> None:
     assert made[0] == made[1]
 
 
-def test_a_layer_sees_what_the_quantized_ones_before_it_put_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("scheme", "differs"), [("W4A16-g16", True), ("W3A16-g16", False)])
+def test_from_4_bits_a_layer_sees_what_the_quantized_ones_before_it_put_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, differs: bool
 ) -> None:
     source = tiny_folder(tmp_path / "model", "llama")
-    ordered = quantized(source, tmp_path / "ordered", "llama", 4, "W2A16-g16")
+    ordered = quantized(source, tmp_path / "ordered", "llama", 4, scheme)
     monkeypatch.setattr("fewbit.sequential.blocks.in_order", lambda *_: False)
-    assert quantized(source, tmp_path / "at-once", "llama", 4, "W2A16-g16") != ordered
+    assert (quantized(source, tmp_path / "at-once", "llama", 4, scheme) != ordered) == differs
 
 
 @pytest.mark.parametrize("memory", [2**30, 100])

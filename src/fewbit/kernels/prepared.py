@@ -8,6 +8,7 @@ tensor's storage.
 from __future__ import annotations
 
 import atexit
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ Form = tuple[tuple[Any, ...], tuple[Tensor | None, ...], Any]  # state of the co
 
 # A weak reference keeps the storage's address from being used again, so an address names one storage only.
 _entries: dict[int, tuple[StorageWeakRef, dict[Hashable, Form]]] = {}
+_lock = threading.Lock()
 # What still lives when the interpreter ends would be told to the user as a leak of the compiled module.
 atexit.register(_entries.clear)
 
@@ -35,10 +37,11 @@ def prepared(codes: Tensor, others: tuple[Tensor | None, ...], key: Hashable, bu
     """
     storage = codes.untyped_storage()
     address = storage._cdata
-    if address not in _entries:
-        _forget_dead()
-        _entries[address] = (StorageWeakRef(storage), {})  # type: ignore[no-untyped-call]
-    forms = _entries[address][1]
+    with _lock:  # windows of calibration data run on threads
+        if address not in _entries:
+            _forget_dead()
+            _entries[address] = (StorageWeakRef(storage), {})  # type: ignore[no-untyped-call]
+        forms = _entries[address][1]
     state = tuple(part for tensor in (codes, *others) for part in _state(tensor))
     found = forms.get(key)
     if found is None or found[0] != state:

@@ -29,6 +29,9 @@ from fewbit.sequential.sums import InputSums
 from fewbit.sequential.work import Work
 
 _MOST_THREADS = 512
+# Below, layers of a block are calibrated on what the float ones before them in it put out: on Gemma-3-270M at 3 bits
+# that gives a KL divergence of 0.54 and not 0.61 (at 4 bits chance lies between the two, and one pass is faster).
+_FEWEST_BITS = 4
 # What a window holds while it waits, for each value of the widest input of a layer: that and the states beside it.
 _BYTES = 12
 
@@ -37,8 +40,10 @@ Inputs = Callable[[range], Iterator[tuple[int, Tensor]]]
 
 def in_order(work: Work, plans: Sequence[LayerPlan]) -> bool:
     """Whether a block's layers can be quantized so: its family's table says what shares an input, and all are matrices
-    that are called."""
+    that are called; and codes are fine enough that what quantized layers put out is a good guide."""
     if work.generic or not work.settings.needs_data:
+        return False
+    if any(plan.scheme is not None and plan.scheme.weights.bits < _FEWEST_BITS for plan in plans):
         return False
     modules = [work.store.model.get_submodule(plan.name) for plan in plans]
     called = all(kinds.kind(m) in ("Linear", "Conv1D") and not kinds.has_own_forward(m) for m in modules)
