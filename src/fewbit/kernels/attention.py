@@ -6,10 +6,7 @@ AMX: 13 ms for four heads of 512 positions and 256 values on a Zen 4, where the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewbit.kernels import dispatch, threads
@@ -37,41 +34,27 @@ def attention(
         scale: Of the scores; None for ``1 / √D``.
     """
     native = dispatch.native()
-    tensors = (query, key, value)
-    if native is None or any(t.dim() != 4 or t.dtype != torch.bfloat16 or t.device.type != "cpu" for t in tensors):
-        return None
-    if (mask is not None and (causal or mask.dtype != torch.bool)) or 0 in (
-        key.shape[1],
-        value.shape[2],
-        query.shape[3],
-    ):
-        return None
-    if mask is not None and mask.dim() < 2:
+    if native is None or not _fits(query, key, value, mask, causal):
         return None
     batch, heads, queries, width = query.shape
-    if key.shape[:3] != value.shape[:3] or key.shape[0] != batch or key.shape[3] != width or heads % key.shape[1]:
-        return None
     threads.follow_torch(native)
-    query, key, value = (_rows(t.detach()) for t in tensors)
+    query, key, value = (_rows(t.detach()) for t in (query, key, value))
     seen = None if mask is None else _rows(mask.detach().expand(batch, heads, queries, key.shape[2]))
     out = torch.empty(batch, queries, heads, value.shape[3], dtype=torch.bfloat16).transpose(1, 2)
     done = native.attention(query, key, value, seen, causal, width**-0.5 if scale is None else scale, out)
     return out if done else None
 
 
-def attention_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """The twin of the kernel, in float32 throughout."""
-    shared = key.shape[1] != query.shape[1]
-    query, key, value = (t.to(torch.float32) for t in (query, key, value))
-    options: dict[str, Any] = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": shared}
-    return F.scaled_dot_product_attention(query, key, value, **options)
+def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> bool:
+    """Whether the kernel has this; what torch refuses is left to torch."""
+    tensors = (query, key, value)
+    if any(t.dim() != 4 or t.dtype != torch.bfloat16 or t.device.type != "cpu" for t in tensors):
+        return False
+    if mask is not None and (causal or mask.dtype != torch.bool or mask.dim() < 2):
+        return False
+    if 0 in (query.shape[3], key.shape[1], key.shape[2]) or query.shape[1] % key.shape[1]:
+        return False
+    return key.shape[:3] == value.shape[:3] and (key.shape[0], key.shape[3]) == (query.shape[0], query.shape[3])
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -279,7 +279,7 @@ def _data_free(job: FolderJob, store: Streamed, plans: list[LayerPlan], progress
                 datafree.quantize_part(store, part, plans, job.settings)
                 if written is not None:
                     written.result()
-                written = pool.submit(store.save, store.finish(part, []))
+                written = pool.submit(store.save, store.collect(part, []))
                 store.unload(part)
             if progress is not None:
                 progress("quantize", number + 1, total)

@@ -28,10 +28,10 @@ OUTSIDE = "outside of the blocks"
 
 
 @dataclass(frozen=True)
-class Finished:
+class Part:
     """A part that is quantized: its tensors, the layers' forms, which of them share a weight, and notes."""
 
-    part: str
+    name: str
     stored: dict[str, Tensor]
     layers: dict[str, dict[str, Any]]
     tied: dict[str, str]
@@ -160,23 +160,23 @@ class Streamed:
 
     def write(self, part: str, notes: Sequence[str]) -> None:
         """Write a part and tell the journal."""
-        self.save(self.finish(part, notes))
+        self.save(self.collect(part, notes))
 
-    def finish(self, part: str, notes: Sequence[str]) -> Finished:
+    def collect(self, part: str, notes: Sequence[str]) -> Part:
         """What there is to write of a part; the part may become empty before it is written."""
         layers = {name: layer for name, layer in quantized_layers(self.model).items() if self.part_of(name) == part}
         configs = {name: self._config(layer) for name, layer in layers.items()}
-        return Finished(part, self._stored(part, layers), configs, self._ties(layers), tuple(notes))
+        return Part(part, self._stored(part, layers), configs, self._ties(layers), tuple(notes))
 
-    def save(self, done: Finished) -> None:
-        """Write what :meth:`finish` gave and tell the journal."""
-        number = self.parts.index(done.part) + 1
+    def save(self, done: Part) -> None:
+        """Write what :meth:`collect` gave and tell the journal."""
+        number = self.parts.index(done.name) + 1
         file = f"weights-{number:05d}-of-{len(self.parts):05d}.safetensors"
         with atomic.new_file(self.folder / file) as path:
             size, digest = _tensors.write(path, _tensors.Stored(done.stored))
         self.journal.add(
             {
-                "part": done.part,
+                "part": done.name,
                 "file": file,
                 "bytes": size,
                 "sha256": digest,
@@ -186,7 +186,7 @@ class Streamed:
                 "notes": list(done.notes),
             }
         )
-        self._sound.add(done.part)
+        self._sound.add(done.name)
 
     def _stored(self, part: str, layers: dict[str, nn.Module]) -> dict[str, Tensor]:
         inside = tuple(f"{name}." for name in layers)
