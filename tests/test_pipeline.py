@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import inputs, tiny
 from torch import nn
 
 import fewbit
@@ -170,6 +171,13 @@ class TestRefused:
         cnn.get_submodule(name).weight.data[0, 0] = float("nan")
         with pytest.raises(FewbitError, match=f"the weight of {name} holds NaN"):
             fewbit.quantize(cnn, scheme, batches)
+
+    def test_a_norm_that_is_not_finite_is_named_and_not_the_data(self):
+        model = tiny("llama")
+        model.model.layers[1].input_layernorm.weight.data[3] = float("nan")
+        for data in (None, [inputs("llama")]):
+            with pytest.raises(FewbitError, match=r"the weight of model\.layers\.1\.input_layernorm holds NaN"):
+                fewbit.quantize(model, "W4A16-g16", data)
 
     def test_nan_data_names_the_layer(self, cnn, batches):
         batches[1][0, 0, 0, 0] = float("inf")

@@ -29,7 +29,7 @@ from fewbit.nn.build import build_layers
 from fewbit.nn.check import check_outputs
 from fewbit.nn.choice import choose
 from fewbit.nn.experts import split_experts
-from fewbit.nn.plan import check_plans, check_weights, join_tied
+from fewbit.nn.plan import check_parameters, check_plans, check_weights, join_tied
 from fewbit.nn.prepare import rotate_first, scale, scales_wanted, split_name
 from fewbit.nn.statistics import LayerStatistics, collect, new_statistics, solve_input
 from fewbit.nn.working_copy import fold_checked, working_copy
@@ -118,6 +118,7 @@ def _quantize_module(
     first, batches = peek(list(data) if data is not None and scales_wanted(steps) else data)
     batches = None if batches is None else Replay(batches)
     work = working_copy(model)
+    check_parameters(work)
     split_experts(work)
     prepared = rotate_first(work, steps)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fewbit
 from fewbit.errors import FewbitError
-from fewbit.nn.plan import check_plans, check_weights, join_tied
+from fewbit.nn.plan import check_parameters, check_plans, check_weights, join_tied
 from fewbit.numbers.spec import QSpec
 from fewbit.recipe import LayerPlan, Recipe, Rule, Scheme
 from nn.samples import difference
@@ -163,3 +163,28 @@ def test_weights_that_are_not_finite_are_refused_by_name() -> None:
     with pytest.raises(FewbitError, match="the weight of 1 holds NaN"):
         check_weights(model, [plan("0", "W8A8"), plan("1", "W8A8")])
     check_weights(model, [plan("0", "W8A8")])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("0.weight", "nan", "the weight of 0 holds NaN"),
+        ("1.bias", "inf", "the bias of 1 holds infinity"),
+        ("2.weight", "-inf", "the weight of 2 holds infinity"),
+    ],
+)
+def test_parameters_that_are_not_finite_are_named(name: str, value: str, said: str) -> None:
+    model = nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    check_parameters(model)
+    model.get_parameter(name).data.view(-1)[1] = float(value)
+    with pytest.raises(FewbitError, match=said):
+        check_parameters(model)
+
+
+def test_a_mask_may_be_infinite() -> None:
+    model = nn.Linear(2, 2)
+    model.mask = nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
+    check_parameters(model)
+    model.mask.data[0] = torch.nan
+    with pytest.raises(FewbitError, match="the mask of the model holds NaN"):
+        check_parameters(model)

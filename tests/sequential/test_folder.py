@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,12 +274,40 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(FewbitError, match=rf"{name} has the shape \(5, 32\)"):
         quantize_folder(job(source, tmp_path / "out", restart=True))
     save_file({**tensors, name: tensors[name] * torch.nan}, path)
-    with pytest.raises(FewbitError, match=f"{name.removesuffix('.weight')} holds NaN"):
+    with pytest.raises(FewbitError, match=rf"{name} in .*model\.safetensors holds NaN"):
         quantize_folder(job(source, tmp_path / "out", restart=True))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FewbitError, match=r"model\.safetensors is damaged"):
         quantize_folder(job(source, tmp_path / "out", restart=True))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.1.input_layernorm.weight"),
+        ("llama", "model.layers.1.mlp.up_proj.weight"),
+        ("llama", "model.norm.weight"),
+        ("llama", "model.embed_tokens.weight"),
+        ("opt", "model.decoder.layers.1.fc1.bias"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.2.w2.weight"),
+    ],
+)
+@pytest.mark.parametrize("with_data", [False, True])
+def test_what_is_not_finite_is_named_with_its_file(tmp_path: Path, family: str, name: str, with_data: bool) -> None:
+    tiny(family).save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        tensors = load_file(path)
+        if name in tensors:
+            tensors[name].view(-1)[-1] = float("-inf")
+            save_file(tensors, path, {"format": "pt"})
+            break
+    recipe = Recipe("W8A16", rules=(Rule("*embed*", skip=True),))
+    run = job(tmp_path / "model", tmp_path / "out", recipe, windows=data(family) if with_data else None)
+    run = replace(run, settings=replace(run.settings, algorithm="gptq")) if with_data else run
+    with pytest.raises(FewbitError) as caught:
+        quantize_folder(run)
+    assert f"the tensor {name} in {path} holds infinity" in str(caught.value)
 
 
 def test_tensors_that_belong_to_nothing_are_told(tmp_path: Path) -> None:

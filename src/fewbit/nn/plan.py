@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fewbit.errors import FewbitError
 from fewbit.kernels.activations import integer_activations
 from fewbit.kernels.lowbit import groups_problem
-from fewbit.numbers.affine import check_finite
+from fewbit.numbers.affine import check_finite, not_finite
 from fewbit.numbers.granularity import PerChannel
 from fewbit.recipe import LayerPlan, Scheme
 
@@ -73,6 +74,21 @@ def check_weights(model: nn.Module, plans: list[LayerPlan]) -> None:
         weight = model.get_submodule(plan.name).weight
         assert isinstance(weight, Tensor)
         check_finite(weight, f"the weight of {plan.name}")
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Refuse norms, embeddings and biases that are not finite, before the data is blamed for what comes out.
+
+    Raises:
+        FewbitError: NaN or infinity; the message names the parameter. A mask of minus infinity, which is not trained,
+            is none.
+    """
+    for name, parameter in model.named_parameters():
+        kind = not_finite(parameter)
+        if kind is None or (kind == "infinity" and not parameter.requires_grad and bool((parameter < math.inf).all())):
+            continue
+        owner, _, key = name.rpartition(".")
+        raise FewbitError(f"the {key} of {owner or 'the model'} holds {kind}; mend it before quantizing")
 
 
 def _problem(kind: str, scheme: Scheme) -> str | None:

@@ -30,10 +30,20 @@ def check_finite(x: Tensor, name: str) -> None:
         raise FewbitError(f"{name} has dtype {x.dtype}; only floating tensors are quantized")
     if x.numel() == 0:
         raise FewbitError(f"{name} is empty (shape {tuple(x.shape)}); there is nothing to quantize")
-    low, high = torch.aminmax(x.detach())
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        kind = "NaN" if bool(torch.isnan(low) | torch.isnan(high)) else "infinity"
+    kind = not_finite(x)
+    if kind is not None:
         raise FewbitError(f"{name} holds {kind}; remove it before quantizing")
+
+
+def not_finite(x: Tensor) -> str | None:
+    """``"NaN"`` or ``"infinity"`` if a tensor holds one, else None; one pass at the speed of memory."""
+    if not x.is_floating_point() or x.numel() == 0:
+        return None
+    x = x.detach()
+    low, high = torch.aminmax(x if x.dtype.itemsize > 1 else x.to(torch.float32))  # 8 bits have no comparison
+    if bool(torch.isfinite(low) & torch.isfinite(high)):
+        return None
+    return "NaN" if bool(torch.isnan(low) | torch.isnan(high)) else "infinity"
 
 
 def scale_and_zero_point(

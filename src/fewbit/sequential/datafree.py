@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewbit.errors import FewbitError
 from fewbit.nn.weight import PackedWeight
 from fewbit.recipe import LayerPlan
 from fewbit.sequential.packing import matrix_of, pack, swap
@@ -31,9 +32,14 @@ def quantize_part(store: Streamed, part: str, plans: Sequence[LayerPlan], settin
     for name, tensor in _read_ahead(store, store.names(part)):
         tied = chosen.get(store.canonical.get(name, name), [])
         if not tied:
+            store.check_finite(name, tensor)
             store.put(name, tensor)
             continue
-        packed = PackedWeight(pack(matrix_of(store.model, tied[0], tensor), tied[0], settings))
+        try:
+            packed = PackedWeight(pack(matrix_of(store.model, tied[0], tensor), tied[0], settings))
+        except FewbitError:
+            store.check_finite(name, tensor)  # says which file holds it; packing looked at each value anyway
+            raise
         del tensor
         for plan in tied:
             swap(store.model, plan, packed)

@@ -18,6 +18,7 @@ from fewbit import atomic
 from fewbit.errors import FewbitError
 from fewbit.formats import _tensors
 from fewbit.nn import layer_config, quantized_layers
+from fewbit.numbers.affine import not_finite
 from fewbit.sequential.checkpoint import Checkpoint
 from fewbit.sequential.journal import Journal
 from fewbit.sequential.names import Origin
@@ -94,6 +95,7 @@ class Streamed:
     def fill(self, names: Iterable[str], compute: str = "float32") -> None:
         """Read some parameters, in float32; matrices in bfloat16 stay so where passes compute in it."""
         for name, tensor in self.read(names):
+            self.check_finite(name, tensor)
             exact = compute == "bfloat16" and tensor.dtype == torch.bfloat16 and tensor.dim() == 2
             self.put(name, tensor.to(torch.float32) if tensor.is_floating_point() and not exact else tensor)
 
@@ -111,6 +113,23 @@ class Streamed:
             for each, tensor in made.items():
                 done.add(each)
                 yield each, self._checked(each, tensor, self.origins[name])
+
+    def check_finite(self, name: str, tensor: Tensor) -> None:
+        """Refuse a parameter as :meth:`read` gave it that holds NaN or infinity, before the data is blamed for it.
+
+        Raises:
+            FewbitError: It does; the message names the tensor of the checkpoint, and its file.
+        """
+        owner, key = self._place(name)
+        kind = not_finite(tensor) if key in owner._parameters else None
+        if kind is None:
+            return
+        keys = [key for key, _ in self.origins[name].keys]  # of which one may be to blame
+        bad = next((key for key in keys if len(keys) == 1 or not_finite(self.checkpoint.read(key))), keys[0])
+        raise FewbitError(
+            f"the tensor {bad} in {self.checkpoint.entries[bad].file} holds {kind}; fetch the file again, or mend the "
+            "model before quantizing"
+        )
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Set a parameter or buffer, and those tied to it."""
