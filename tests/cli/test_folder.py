@@ -130,3 +130,26 @@ def test_the_source_is_never_the_output(source: Path, tmp_path: Path) -> None:
         with pytest.raises(fewbit.FewbitError, match="choose another output"):
             fewbit.quantize(str(source), "W8A16", output=output)
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_options_that_do_nothing_for_a_folder_are_told(source: Path, tmp_path: Path) -> None:
+    data = ("--data", tmp_path / "texts", "--windows", 2, "--length", 10)
+    for more, said in [
+        (("--image-size", 8), "--image-size does nothing without --data"),
+        (("--tokenizer", source), "--tokenizer does nothing without --data"),
+        ((*data, "--mean", "0.5"), "--mean does nothing for text"),
+        ((*data, "--batch-size", 2), "--batch-size does nothing for a folder that is streamed"),
+        ((*data, "--algorithm", "awq", "--memory", "1GiB"), "--memory does nothing for a model that is not streamed"),
+    ]:
+        code, told = quantize(source, "-r", "W4A16-g16", "-o", tmp_path / "out", *more)
+        assert code == 2, told
+        assert said in told["error"]
+        assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_used_is_told(source: Path, tmp_path: Path) -> None:
+    data = ("--data", tmp_path / "texts", "--windows", 2, "--length", 10)
+    code, told = quantize(source, "-r", "W8A16", "-o", tmp_path / "out", *data)
+    assert code == 0, told
+    assert any("the data was not used: rtn rounds weights without it" in note for note in told["notes"])
+    assert not any("calibrated on" in note for note in told["notes"])

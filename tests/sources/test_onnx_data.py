@@ -30,9 +30,10 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def load(path: Path, shape: list[object], **image: object) -> list[torch.Tensor]:
+def load(path: Path, shape: list[object], batch: int | None = None, **image: object) -> list[torch.Tensor]:
     options = ImageOptions(**image)  # type: ignore[arg-type]
-    found = load_onnx_data(path, Model(shape), path, batch_size=2, limit=None, image=options, length=8)
+    batch = 2 if batch is None and not isinstance(shape[0], int) else batch
+    found = load_onnx_data(path, Model(shape), path, batch_size=batch, limit=None, image=options, length=8)
     assert len(found) == len(list(found))
     return list(found)  # type: ignore[arg-type]
 
@@ -55,3 +56,6 @@ def test_pictures_that_do_not_fit_are_told(photos: Path, shape: list[object], to
 def test_arrays_are_cut_as_they_are(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((5, 10), np.float32))
     assert [len(b) for b in load(tmp_path / "x.npy", [1, 10])] == [1] * 5
+    assert [len(b) for b in load(tmp_path / "x.npy", [2, 10], 2)] == [2, 2, 1]
+    with pytest.raises(FewbitError, match="'x' takes batches of 1 and no others; leave --batch-size out"):
+        load(tmp_path / "x.npy", [1, 10], 4)

@@ -103,7 +103,7 @@ def quantize(
     data: DataPath = None,
     format_: Annotated[str, typer.Option("--format", help="The file format of OUT.")] = "native",
     samples: Samples = None,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = None,
     bias_correction: BiasCorrection = "empirical",
     no_bias_correction: NoBiasCorrection = False,
     target: Annotated[
@@ -189,7 +189,7 @@ def compare(
         typer.Option("--html", metavar="FILE.html", help="Also write a page with charts.", show_default=False),
     ] = None,
     samples: Samples = None,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = None,
     repeats: Annotated[int, typer.Option("--repeats", min=0, help="Timed runs of each model; 0 for none.")] = 9,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists.")] = False,
     image_size: ImageSize = None,
@@ -207,7 +207,7 @@ def compare(
         if is_onnx(source) != is_onnx(quantized):
             raise FewbitError("compare takes two ONNX files or two PyTorch models, not one of each")
         if is_onnx(source):
-            refuse_options({"--html": html is not None}, "ONNX files")
+            refuse_options({"--html": html is not None}, "for ONNX files")
             run_compare_onnx(session, source, quantized, options, repeats)
             return
         run_compare(session, source, quantized, options, html=html, overwrite=overwrite, repeats=repeats)

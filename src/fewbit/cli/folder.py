@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.cli.options import DataOptions, parse_bytes
-from fewbit.cli.session import Session
+from fewbit.cli.session import Session, refuse_options
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ def run_folder(session: Session, job: Job, options: DataOptions) -> None:
     from fewbit.sequential.skeleton import skeleton
     from fewbit.sequential.solve import Settings, with_calibrator
 
+    refuse_options(
+        {"--batch-size": options.batch_size is not None}, "for a folder that is streamed, where each window is a batch"
+    )
     recipe = with_calibrator(as_recipe(job.recipe), job.calibrator)
     windows, told = calibration_windows(Path(job.source), options)
     algorithm = resolve(job.algorithm, recipe, bool(layout(skeleton(Path(job.source))).blocks), windows is not None)
@@ -83,7 +86,7 @@ def run_folder(session: Session, job: Job, options: DataOptions) -> None:
     attach_info(result.quantized, result.info)
     document = document_of(job, result.original, result.quantized)
     document["data"] = told
-    document["notes"] = [*([f"calibrated on {told}"] if told else []), *document["notes"]]
+    document["notes"] = [*([f"calibrated on {told}"] if told and result.calibrated else []), *document["notes"]]
     session.result(document, *shown(document))
 
 

@@ -49,9 +49,9 @@ def refuse_others(source: str, streaming: Streaming, format: str, onnx: dict[str
         FewbitError: One was given.
     """
     if is_onnx(source):
-        refuse_options(streaming.given() | {"--format": format != "native"}, "an ONNX file")
+        refuse_options(streaming.given() | {"--format": format != "native"}, "for an ONNX file")
     else:
-        refuse_options(onnx, "a PyTorch model")
+        refuse_options(onnx, "for a PyTorch model")
 
 
 def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> None:
@@ -60,7 +60,7 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
     Raises:
         FewbitError: Something the user named cannot be used; nothing is left at the output then.
     """
-    refuse_options({"--tokenizer": options.tokenizer is not None}, "an ONNX file")
+    refuse_options({"--tokenizer": options.tokenizer is not None}, "for an ONNX file")
     check_sources(job.output, job.source, options.path, job.recipe)
     if not is_onnx(str(job.output)):
         raise FewbitError(f"an ONNX file is quantized to one: name an output that ends in .onnx, not {job.output}")
@@ -110,7 +110,7 @@ def load_batches(source: Path, options: DataOptions) -> OnnxBatches:
         options.path,
         file.read(source),
         source,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size,  # None: as the model says
         limit=options.samples,
         image=options.image(),
         length=TextOptions().length if options.tokens is None else options.tokens,

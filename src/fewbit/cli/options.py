@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from fewbit.cli.session import refuse_options
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ Samples: TypeAlias = Annotated[
         show_default="all; 64 windows to calibrate a language model",
     ),
 ]
-BatchSize: TypeAlias = Annotated[int, typer.Option("--batch-size", min=1, help="Samples a batch.")]
+#: Samples a batch where the user says nothing.
+BATCH = 16
+BatchSize: TypeAlias = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Samples a batch.", show_default=str(BATCH))
+]
 BiasCorrection: TypeAlias = Annotated[
     str,
     typer.Option(
@@ -169,13 +174,22 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * unit)
 
 
+#: What options do something for, by the kind of data; without data, none does.
+_OPTIONS_OF = {
+    "pictures": ("samples", "batch_size", "image_size", "mean", "std"),
+    "text": ("samples", "batch_size", "tokens", "tokenizer"),
+    "arrays": ("samples", "batch_size"),
+}
+_TWO_NAMES = {"samples": "--samples/--windows", "tokens": "--tokens/--length"}
+
+
 @dataclass(frozen=True)
 class DataOptions:
-    """What the command line says about data."""
+    """What the command line says about data; None where it says nothing."""
 
     path: Path | None
     samples: int | None
-    batch_size: int
+    batch_size: int | None
     image_size: int | None
     mean: str | None
     std: str | None
@@ -186,11 +200,24 @@ class DataOptions:
         """Tell what is wrong before a model is loaded for it.
 
         Raises:
-            FewbitError: The path does not exist, or a mean or deviation is not a list of numbers.
+            FewbitError: The path does not exist, a mean or deviation is not a list of numbers, or an option does
+                nothing for this kind of data, or without data.
         """
+        from fewbit.sources import kind_of
+
+        self.image()
         if self.path is not None and not self.path.exists():
             raise FewbitError(f"the data {self.path} does not exist")
-        self.image()
+        kind = kind_of(self.path) if self.path is not None else None
+        if self.path is not None and kind is None:
+            return  # what reads it tells what it might be
+        used = ("path", *(_OPTIONS_OF[kind] if kind is not None else ()))
+        others = {
+            _TWO_NAMES.get(name, f"--{name.replace('_', '-')}"): getattr(self, name) is not None
+            for name in (field.name for field in fields(self))
+            if name not in used
+        }
+        refuse_options(others, "without --data" if self.path is None else f"for {kind}, which {self.path} holds")
 
     def of_language(self) -> DataOptions:
         """What is left open as calibrating a language model wants it: 64 windows of 512 tokens."""
@@ -211,7 +238,7 @@ class DataOptions:
         return load_data(
             self.path,
             source.model,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size or BATCH,
             limit=self.samples,
             tokenizer_dir=self.tokenizer or source.tokenizer_dir,
             image=self.image(),

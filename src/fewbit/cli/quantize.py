@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewbit.cli.options import DataOptions, Streaming
-from fewbit.cli.session import Session, check_output, check_sources
+from fewbit.cli.session import Session, check_output, check_sources, refuse_options
 from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def run_quantize(session: Session, job: Job, options: DataOptions) -> None:
     if streams(job, options):
         run_folder(session, job, options)
     else:
+        whole = "for a model that is not streamed but quantized in memory as a whole"
+        refuse_options(job.streaming.given(), whole)
         check_output(job.output, folder=True, overwrite=job.overwrite)
         _run_in_memory(session, job, options)
 

@@ -157,12 +157,12 @@ def check_sources(output: Path, *sources: str | Path | None) -> None:
             check_apart(output, source)
 
 
-def refuse_options(given: Mapping[str, bool], kind: str) -> None:
+def refuse_options(given: Mapping[str, bool], where: str) -> None:
     """Tell of options that would do nothing.
 
     Args:
         given: By name, whether the user gave it.
-        kind: What they do nothing for.
+        where: Where they do nothing: "for an ONNX file".
 
     Raises:
         FewbitError: One was given.
@@ -170,7 +170,7 @@ def refuse_options(given: Mapping[str, bool], kind: str) -> None:
     names = [name for name, there in given.items() if there]
     if names:
         does, it = ("does", "it") if len(names) == 1 else ("do", "them")
-        raise FewbitError(f"{' and '.join(names)} {does} nothing for {kind}; leave {it} out")
+        raise FewbitError(f"{' and '.join(names)} {does} nothing {where}; leave {it} out")
 
 
 def check_page(page: Path, *sources: str | Path | None) -> None:

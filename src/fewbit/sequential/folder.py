@@ -85,12 +85,14 @@ class FolderResult:
         original: The float model, empty.
         quantized: The quantized model, empty.
         info: How it was made, with notes for the user.
+        calibrated: Whether data was used.
     """
 
     output: Path
     original: nn.Module
     quantized: nn.Module
     info: QuantizationInfo
+    calibrated: bool = False
 
 
 def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ranks | None = None) -> FolderResult:
@@ -122,8 +124,15 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
         ranks,
     )
     notes += [_unused_note(unused)] if unused else []
+    with_data = job.windows is not None and _has_bias(model, plans)  # by which it can be corrected
+    with_data = with_data or job.settings.needs_data or _static(plans)
+    if job.windows is not None and not with_data:
+        notes.append(
+            f"the data was not used: {job.settings.algorithm} rounds weights without it, activations have no fixed "
+            "ranges, and no quantized layer has a bias to correct"
+        )
     with run.opened(checkpoint):
-        if job.settings.needs_data or _static(plans) or (job.windows is not None and _has_bias(model, plans)):
+        if with_data:
             _calibrated(job, store, where, plans, run, progress)
         else:
             _data_free(job, store, plans, progress)
@@ -133,7 +142,7 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
         if ranks.first:
             run.close()
         ranks.barrier()
-    return replace(result, output=job.output)
+    return replace(result, output=job.output, calibrated=with_data)
 
 
 class Run:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from fewbit.sources.batches import Batch, Batches
-from fewbit.sources.data import load_data
+from fewbit.sources.data import kind_of, load_data
 from fewbit.sources.model import LoadedModel, load_model
 from fewbit.sources.preparation import ImageOptions
 from fewbit.sources.text import TextOptions
 
-__all__ = ["Batch", "Batches", "ImageOptions", "LoadedModel", "TextOptions", "load_data", "load_model"]
+__all__ = ["Batch", "Batches", "ImageOptions", "LoadedModel", "TextOptions", "kind_of", "load_data", "load_model"]

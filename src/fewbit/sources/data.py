@@ -54,16 +54,15 @@ def load_data(
     path = Path(path)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise FewbitError(f"batch size and limit are at least 1, not {batch_size} and {limit}")
-    suffix = path.suffix.lower()
     if not path.exists():
         raise FewbitError(f"{path} does not exist; data is {_KINDS}")
-    is_text = suffix in text.SUFFIXES or (path.is_dir() and images.none_in(path) and bool(text.files(path)))
-    if not is_text and (path.is_dir() or suffix == ".zip"):
+    kind = kind_of(path)
+    if kind == "pictures":
         image = image or ImageOptions()
         return images.load_images(path, model, batch_size=batch_size, limit=limit, options=image)
-    if suffix in arrays.SUFFIXES:
+    if kind == "arrays":
         return arrays.load_arrays(path, batch_size=batch_size, limit=limit)
-    if is_text:
+    if kind == "text":
         return text.load_text(
             path,
             model,
@@ -73,6 +72,16 @@ def load_data(
             options=text_options or TextOptions(),
         )
     raise FewbitError(f"{path} is of no known kind; data is {_KINDS}")
+
+
+def kind_of(path: Path) -> str | None:
+    """``"pictures"``, ``"text"`` or ``"arrays"``, as a path looks; None where it looks like none of them."""
+    suffix = path.suffix.lower()
+    if suffix in text.SUFFIXES or (path.is_dir() and images.none_in(path) and bool(text.files(path))):
+        return "text"
+    if path.is_dir() or suffix == ".zip":
+        return "pictures"
+    return "arrays" if suffix in arrays.SUFFIXES else None
 
 
 _KINDS = "a folder or .zip of pictures, a .txt file or a folder of them, or a .npy, .npz or .safetensors file of arrays"

@@ -15,6 +15,8 @@ from fewbit.sources.data import load_data
 from fewbit.sources.preparation import ImageOptions
 from fewbit.sources.text import TextOptions
 
+_BATCH = 16
+
 
 class OnnxBatches:
     """Batches as a model takes them: of its batch size, channels first or last, words by the names of its inputs.
@@ -51,7 +53,7 @@ class OnnxBatches:
 
 
 def load_onnx_data(
-    path: Path, model: Any, source: Path, *, batch_size: int, limit: int | None, image: ImageOptions, length: int
+    path: Path, model: Any, source: Path, *, batch_size: int | None, limit: int | None, image: ImageOptions, length: int
 ) -> OnnxBatches:
     """Batches from a file or folder for an ONNX model.
 
@@ -59,26 +61,28 @@ def load_onnx_data(
         path: The data.
         model: The ``onnx_ir.Model``.
         source: Its file; a tokenizer is looked for beside it.
-        batch_size: Samples a batch, unless the model fixes it.
+        batch_size: Samples a batch; None for what the model fixes, else 16.
         limit: At most this many samples.
         image: What the user says about pictures.
         length: Tokens a window of text.
 
     Raises:
-        FewbitError: The data cannot be read, or the model's pictures have no size and none is given.
+        FewbitError: The data cannot be read, the model fixes another batch size, or its
+            pictures have no size and none is given.
     """
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     first = inputs[0]
     dims = [] if first.shape is None else [d if isinstance(d, int) and d > 0 else None for d in first.shape]
-    if dims and dims[0] is not None:
-        batch_size = dims[0]
+    fixed = dims[0] if dims else None
+    if batch_size is not None and fixed is not None and batch_size != fixed:
+        raise FewbitError(f"the input {first.name!r} takes batches of {fixed} and no others; leave --batch-size out")
     pictures = path.is_dir() or path.suffix.lower() == ".zip"
     if pictures:
         image = _sized(image, dims, first)
     tokenizer = source.parent if (source.parent / "tokenizer.json").is_file() else None
     batches = load_data(
         path,
-        batch_size=batch_size,
+        batch_size=fixed or batch_size or _BATCH,
         limit=limit,
         tokenizer_dir=tokenizer,
         image=image,
