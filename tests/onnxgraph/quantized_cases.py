@@ -14,7 +14,7 @@ from fewbit.algorithms import rtn
 from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import layers, observe, placement, ranges, static, targets
 from fewbit.onnxgraph.simplify import simplify
-from fewbit.onnxpipeline.static_job import layer_bias
+from fewbit.onnxpipeline.rounding import layer_bias
 
 
 @dataclass(frozen=True)

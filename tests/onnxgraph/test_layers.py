@@ -58,3 +58,28 @@ def test_products_of_other_domains_are_none() -> None:
     proto = mlp()
     proto.graph.node[0].domain = "com.microsoft"
     assert [layer.name for layer in layers.find(as_ir(proto))] == ["out_node"]
+
+
+def test_the_bias_of_a_product_is_the_constant_added_behind_it() -> None:
+    first, second = layers.find(as_ir(mlp()))
+    assert (first.kind, first.bias, first.offset.name, first.output.name) == ("MatMul", None, "first.b", "biased")
+    assert second.bias is second.offset is second.node.inputs[2]
+    assert second.output is second.node.outputs[0]
+    m = Maker()
+    inputs = ["x", m.weight("w", 4, 4)]
+    for name, constant in (("row", np.ones((1, 1, 4))), ("column", np.ones((4, 1))), ("double", np.ones(4))):
+        constant = constant if name == "double" else constant.astype(np.float32)
+        m.node("Add", [m.node("MatMul", inputs, name), m.constant(f"{name}.b", constant)], f"{name}.sum")
+    m.node("Add", [m.node("MatMul", inputs, "twice"), "twice"], "y")
+    found = layers.find(as_ir(m.model({"x": ["n", 4]}, ["y"])))
+    assert [layer.bias_at for layer in found] == [None] * 4
+
+
+def test_a_bias_that_is_no_constant_of_the_channels() -> None:
+    m = Maker()
+    m.node("Gemm", ["x", m.weight("w", 4, 4), "x"], "a")
+    m.node("Gemm", ["x", "w", m.weight("column", 4, 1)], "b")
+    m.node("Gemm", ["x", "w", m.weight("row", 1, 4)], "c")
+    nodes = list(as_ir(m.model({"x": [4, 4]}, ["a", "b", "c"])).graph)
+    told = [layers.why_not(node) for node in nodes]
+    assert told == ["its bias is computed", "its bias is float32 of the shape [4, 1]", None]

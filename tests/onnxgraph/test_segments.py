@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 from onnx_cases import Maker, as_ir, branches, convnet, linear_stream, pictures
@@ -89,3 +90,21 @@ def test_a_graph_inside_a_node_is_run_as_a_whole() -> None:
     for name in ("act", "out"):
         walk.look(name, lambda array: found.append(array.copy()))
     np.testing.assert_array_equal(found[1], -found[0])
+
+
+def test_float_tensors_are_held_where_there_are_no_codes() -> None:
+    batches = [pictures(3), pictures(2, seed=1)]
+    model = as_ir(convnet())
+    layers = [node for node in model.graph if node.op_type in ("Conv", "Gemm")]
+    names, inputs = [node.outputs[0].name for node in layers], {node.inputs[0].name for node in layers}
+    walk, bias = segments.Walk(model, names, batches, inputs), layers[1].inputs[2]
+    for index, name in enumerate(names):
+        found: list[np.ndarray] = []
+        walk.look(name, lambda array, found=found: found.append(array.copy()))
+        wanted: list[np.ndarray] = []
+        observe.stream(model, [name], batches, lambda tensors, _, n=name, w=wanted: w.append(tensors[n].copy()))
+        np.testing.assert_allclose(np.concatenate(found), np.concatenate(wanted), rtol=1e-4, atol=1e-4)
+        assert len(walk.held) <= 2
+        if index == 1:  # what lies behind is computed anew
+            bias.const_value = ir.Tensor(bias.const_value.numpy() + 1, name=bias.name)
+    assert walk.held == {}

@@ -75,7 +75,7 @@ def run_quantize_onnx(session: Session, job: OnnxJob, options: DataOptions) -> N
     from fewbit.onnxpipeline.quantize import Settings, quantize_file, split_algorithm
 
     bias_correction.mode(job.bias_correction, batch_norms=False)
-    split_algorithm(job.algorithm, static=True)
+    split_algorithm(job.algorithm, data=True)
     targets.get(job.target)
     if job.calibrator is not None:
         calibrate.get(job.calibrator)

@@ -26,6 +26,7 @@ from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.placement import absorbed_function, clip_bounds
 from fewbit.onnxgraph.segments import Walk
 
+HELD_BYTES = 256 * 2**20  # of the largest tensor, for all samples, where it is held as float
 _LEAST_SHARE = 0.02  # channels that are flat almost everywhere stay as they are
 
 
@@ -69,6 +70,8 @@ def corrected(
     biases: Mapping[str, Tensor],
     batches: list[Any],
     tell: Callable[[str, int, int], None] | None = None,
+    *,
+    constants: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """Biases that give each layer the float network's mean output.
 
@@ -79,26 +82,28 @@ def corrected(
         biases: What they have so far, float32 ``[out]``; layers without one are left alone.
         batches: A part of the data.
         tell: Called with (stage, layers done, layers in all).
+        constants: Of layers whose node is another one in ``written``: the value there that holds the bias.
 
     Returns:
         float32 ``[out]`` by layer.
     """
-    nodes = {node.name: node for node in written.graph}
+    values = _constants(written, layers) | dict(constants or {})
     names = {value.name for node in written.graph for value in node.outputs}
-    chosen = [layer for layer in layers if layer.name in biases and layer.name in nodes]
-    wanted = _measured(model, {_output(layer).name: _empty(layer) for layer in chosen}, batches)
+    chosen = [layer for layer in layers if layer.name in biases and layer.name in values]
+    floats = {layer.node.inputs[0].name for layer in chosen if layer.name in (constants or {})}
+    wanted, size = _measured(model, {_name(layer): _empty(layer) for layer in chosen}, batches)
+    batches = _first(batches, HELD_BYTES // max(1, size)) if floats else batches
     found = dict(biases)
     there = [f"{name}_dequantized" if f"{name}_dequantized" in names else name for name in map(_name, chosen)]
-    walk = Walk(written, there, batches)
+    walk = Walk(written, there, batches, floats)
     for step, layer in enumerate(chosen, 1):
         name, seen = _name(layer), _empty(layer)
         walk.look(there[step - 1], seen.see)
         share = wanted[name].share()
-        move = np.where(
-            share > _LEAST_SHARE, _sure(wanted[name].mean() - seen.mean()) / np.maximum(share, _LEAST_SHARE), 0
-        )
+        missing = _sure(wanted[name].mean()[: len(seen.mean())] - seen.mean())
+        move = np.where(share > _LEAST_SHARE, missing / np.maximum(share, _LEAST_SHARE), 0)
         found[layer.name] = (found[layer.name].double() + torch.from_numpy(move)).float()
-        _set_bias(nodes[layer.name], found[layer.name])
+        _set_bias(values[layer.name], found[layer.name])
         if tell is not None:
             tell("correct biases", step, len(chosen))
     return found
@@ -118,10 +123,22 @@ def _sure(differences: np.ndarray) -> np.ndarray:
     return sure
 
 
+def _constants(written: Any, layers: list[Layer]) -> dict[str, Any]:
+    """The value of each layer's bias in another graph, where its nodes have their names still."""
+    nodes = {node.name: node for node in written.graph}
+    found = {}
+    for layer in layers:
+        node, index = layer.bias_at or (layer.node, 2)
+        there = nodes.get(node.name)
+        if layer.name in nodes and there is not None and len(there.inputs) > index:
+            found[layer.name] = there.inputs[index]
+    return found
+
+
 def _output(layer: Layer) -> Any:
     """The tensor behind a layer and its activation function."""
-    function = absorbed_function(layer.node.outputs[0])
-    return layer.node.outputs[0] if function is None else function.outputs[0]
+    function = absorbed_function(layer.output)
+    return layer.output if function is None else function.outputs[0]
 
 
 def _name(layer: Layer) -> str:
@@ -129,23 +146,43 @@ def _name(layer: Layer) -> str:
 
 
 def _empty(layer: Layer) -> _Channels:
-    function = absorbed_function(layer.node.outputs[0])
+    function = absorbed_function(layer.output)
     bounds = None if function is None else clip_bounds(function)
     return _Channels(1 if layer.kind.startswith("Conv") else -1, bounds or (-np.inf, np.inf))
 
 
-def _measured(model: Any, wanted: dict[str, _Channels], batches: list[Any]) -> dict[str, _Channels]:
+def _measured(model: Any, wanted: dict[str, _Channels], batches: list[Any]) -> tuple[dict[str, _Channels], int]:
+    """All tensors seen on all batches, and the bytes of the largest for a sample."""
+    sizes = [0]
+
     def see(tensors: dict[str, np.ndarray], _samples: int) -> None:
         for name, array in tensors.items():
             wanted[name].see(array)
+        sizes.extend(array.nbytes // max(1, len(array)) for array in tensors.values())
 
     observe.stream(model, list(wanted), batches, see)
-    return wanted
+    return wanted, max(sizes)
 
 
-def _set_bias(node: Any, bias: Tensor) -> None:
+def _first(batches: list[Any], samples: int) -> list[Any]:
+    """The first batches, at least one and no more once they hold so many samples."""
+    found = []
+    for batch in batches:
+        found.append(batch)
+        samples -= max(map(len, _arrays(batch)), default=1)
+        if samples <= 0:
+            break
+    return found
+
+
+def _arrays(batch: Any) -> list[Any]:
+    """The arrays of a batch that have axes."""
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else [batch]
+    return [value for value in values if getattr(value, "ndim", 0)]
+
+
+def _set_bias(value: Any, bias: Tensor) -> None:
     """Write a bias, on the scale that it has, into a quantized graph."""
-    value = node.inputs[2]
     decode = value.producer()
     if decode is None:
         value.const_value = ir.Tensor(bias.numpy(), name=value.name)

@@ -34,7 +34,7 @@ class DynamicInputs:
         return self._made[value.name]
 
 
-def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, inputs: DynamicInputs) -> None:
+def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, inputs: DynamicInputs) -> Any:
     """Replace a MatMul or Gemm by integer nodes, in place.
 
     Args:
@@ -43,6 +43,9 @@ def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, 
         tensor: int8 codes ``[out, K]`` with one scale a row or one in all, symmetric.
         bias: float32 ``[out]``, or None.
         inputs: The graph's quantized inputs.
+
+    Returns:
+        The constant that the bias became, or None.
     """
     name = layer.weight.name
     codes, scale, zero = inputs.codes(layer)
@@ -53,11 +56,12 @@ def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, 
     wide = _node(graph, "Cast", [product.outputs[0]], f"{layer.name}_float", attributes=[_to_float()])
     factor = _node(graph, "Mul", [scale, scales], f"{layer.name}_scales")
     scaled = _node(graph, "Mul", [wide.outputs[0], factor.outputs[0]], f"{layer.name}_scaled")
-    made = [product, wide, factor, scaled]
+    made, offset = [product, wide, factor, scaled], None
     if bias is not None:
         offset = add_constant(graph, f"{layer.name}_bias", bias.numpy().astype(np.float32))
         made.append(_node(graph, "Add", [scaled.outputs[0], offset], f"{layer.name}_biased"))
     replace_node(graph, layer.node, made)
+    return offset
 
 
 def replace_node(graph: Any, node: Any, made: list[Any]) -> None:

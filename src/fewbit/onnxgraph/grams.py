@@ -7,6 +7,7 @@ positions is taken. A convolution in groups has one matrix a group.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ _ROWS = 2048  # of one piece of data; 4 K where that is more
 
 
 class Grams:
-    """Running Gram matrices of layers.
+    """Running Gram matrices of layers; layers that look at one input in one way share theirs.
 
     Args:
         layers: Those of a simplified model; transposed convolutions and those with three spatial axes are left out.
@@ -36,32 +37,42 @@ class Grams:
         self.centered = centered
         self.layers = [la for la in layers if la.kind != "ConvTranspose" and len(la.weight.const_value.shape) < 5]
         self.names = sorted({layer.node.inputs[0].name for layer in self.layers})
-        self._found: dict[str, _Grouped] = {}
+        self._keys = {layer.name: _view(layer) for layer in self.layers}
+        self._found: dict[Hashable, _Grouped] = {}
+        self._made: dict[Hashable, Statistics] = {}
 
     def see(self, found: dict[str, np.ndarray]) -> None:
         """Take in one piece of data."""
-        for layer in self.layers:
-            x = torch.from_numpy(found[layer.node.inputs[0].name])
-            rows = rows_of(layer, x)
-            if layer.name not in self._found:
-                self._found[layer.name] = _Grouped(rows.shape[0], rows.shape[2])
-            self._found[layer.name].update(rows)
+        for key, layer in {self._keys[layer.name]: layer for layer in self.layers}.items():
+            rows = rows_of(layer, torch.from_numpy(found[layer.node.inputs[0].name]))
+            if key not in self._found:
+                self._found[key] = _Grouped(rows.shape[0], rows.shape[2])
+            self._found[key].update(rows)
 
     def statistics(self, layer: Layer) -> Statistics | None:
         """Of a layer in one group; None where it saw nothing, or has several."""
-        found = self._found.get(layer.name)
+        found = self._of(layer)
         if found is None or len(found.products) != 1:
             return None
-        return Statistics(found.grams(layer.name, self._moments(layer, found))[0])
+        key = (self._keys[layer.name], self._centers(layer))
+        if key not in self._made:  # what an algorithm makes of it once is good for all that share it
+            self._made[key] = Statistics(found.grams(layer.name, self._moments(layer, found))[0])
+        return self._made[key]
 
     def matrices(self, layer: Layer) -> Tensor | None:
         """``[groups, K, K]``, the mean of ``x xᵀ`` in each group; None where the layer saw nothing."""
-        found = self._found.get(layer.name)
+        found = self._of(layer)
         return None if found is None else self._moments(layer, found) / found.count
+
+    def _of(self, layer: Layer) -> _Grouped | None:
+        return self._found.get(self._keys.get(layer.name))
+
+    def _centers(self, layer: Layer) -> bool:
+        return self.centered and layer.bias_at is not None
 
     def _moments(self, layer: Layer, found: _Grouped) -> Tensor:
         """Sums of ``x xᵀ``, about the mean where a bias makes up for it."""
-        if not self.centered or layer.kind == "MatMul":
+        if not self._centers(layer):
             return found.products
         return found.products - found.sums[:, :, None] * found.sums[:, None, :] / found.count
 
@@ -88,7 +99,7 @@ class _Grouped:
     """Sums of ``x xᵀ``, ``|x|`` and ``x`` of several groups at once."""
 
     def __init__(self, groups: int, columns: int) -> None:
-        self.products = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        self.products = torch.zeros(groups, columns, columns, dtype=Gram.products_dtype(columns))
         self.abs = torch.zeros(groups, columns, dtype=torch.float64)
         self.sums = torch.zeros(groups, columns, dtype=torch.float64)
         self.count = 0
@@ -103,6 +114,15 @@ class _Grouped:
         count = torch.tensor(self.count, dtype=torch.int64)
         parts = zip(products, self.abs, self.sums)
         return [Gram.from_state({"products": p, "abs": a, "sums": s, "count": count}, name) for p, a, s in parts]
+
+
+def _view(layer: Layer) -> Hashable:
+    """What tells which rows of its input a layer multiplies."""
+    source = str(layer.node.inputs[0].name)
+    if layer.kind != "Conv":
+        return source
+    attributes = [f"{name}={value.value}" for name, value in sorted(layer.node.attributes.items())]
+    return source, tuple(map(int, layer.weight.const_value.shape[1:])), *attributes
 
 
 def rows_of(layer: Layer, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewbit.onnxgraph.constants import array_of, attribute
+from fewbit.onnxgraph.constants import array_of, attribute, only_use
 
 # Training leaves channels that died at values whose scale float32 cannot hold; beside others they are 0.
 _NOTHING = 1e-30
@@ -49,10 +49,35 @@ class Layer:
         return self.node.inputs[1]
 
     @property
+    def bias_at(self) -> tuple[Any, int] | None:
+        """The node and the input of it that the bias is, or would be: for a MatMul the constant that is added to it;
+        None where there is no such addition."""
+        if self.kind != "MatMul":
+            return self.node, 2
+        reader = only_use(self.node.outputs[0])
+        if reader is None or reader.op_type != "Add":
+            return None
+        index = 1 if reader.inputs[0] is self.node.outputs[0] else 0
+        constant, width = array_of(reader.inputs[index]), int(self.weight.const_value.shape[1])
+        fits = constant is not None and constant.shape in ((), (1,), (width,)) and constant.dtype == np.float32
+        return (reader, index) if fits else None
+
+    @property
     def bias(self) -> Any:
-        """The bias's value, or None."""
-        found = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        return found if array_of(found) is not None else None
+        """The bias's value among the node's own inputs, or None."""
+        return self.offset if self.kind != "MatMul" else None
+
+    @property
+    def offset(self) -> Any:
+        """The value at :attr:`bias_at`, or None."""
+        at = self.bias_at
+        return at[0].inputs[at[1]] if at is not None and len(at[0].inputs) > at[1] else None
+
+    @property
+    def output(self) -> Any:
+        """The product with its bias."""
+        at = self.bias_at
+        return (self.node if at is None else at[0]).outputs[0]
 
     @property
     def groups(self) -> int:
@@ -91,6 +116,17 @@ def why_not(node: Any) -> str | None:
         return f"its weight has the shape {list(weight.shape)}"
     if node.op_type == "Gemm" and _odd_gemm(node):
         return "it scales its product (alpha, beta or transA)"
+    if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return _odd_bias(node, array_of(node.inputs[2]))
+    return None
+
+
+def _odd_bias(node: Any, bias: np.ndarray | None) -> str | None:
+    """Why a bias is none: not one constant for each output channel."""
+    if bias is None:
+        return "its bias is computed"
+    if bias.dtype != np.float32 or (bias.ndim > 1 and bias.size > bias.shape[-1]):
+        return f"its bias is {bias.dtype} of the shape {list(bias.shape)}"
     return None
 
 

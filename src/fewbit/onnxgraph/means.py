@@ -63,8 +63,8 @@ class Means:
         return None if found is None else correction(weight, codes.dequantize(), found.mean())
 
     def answers(self, layer: Layer) -> bool:
-        """Whether the layer's bias answers for what its inputs' mean tells; a MatMul has none."""
-        return layer.name in self._found and layer.kind != "MatMul"
+        """Whether the layer's bias answers for what its inputs' mean tells; a MatMul alone has none."""
+        return layer.name in self._found and layer.bias_at is not None
 
 
 def geometry(layer: Layer, size: tuple[int, ...]) -> Geometry | None:

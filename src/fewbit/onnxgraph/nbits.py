@@ -38,7 +38,7 @@ def fits(spec: QSpec) -> bool:
     return grain == PerChannel(0) or isinstance(grain, PerTensor)
 
 
-def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, accuracy_level: int = 0) -> None:
+def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, accuracy_level: int = 0) -> Any:
     """Replace a MatMul or Gemm by MatMulNBits (and Add), in place.
 
     Args:
@@ -47,6 +47,9 @@ def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, 
         tensor: Codes ``[out, K]`` (padded to whole groups) whose spec :func:`fits`.
         bias: float32 ``[out]``, or None.
         accuracy_level: The node's attribute; 0 leaves it to the runtime (float), 4 asks for int8 products.
+
+    Returns:
+        The constant that the bias became, or None.
     """
     rows, columns = tensor.shape
     block = block_size(tensor.spec)
@@ -68,13 +71,14 @@ def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, 
         DOMAIN, "MatMulNBits", inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()], name=f"{layer.name}_NBits"
     )
     product.outputs[0].name = fresh_name(graph, f"{layer.name}_NBits_output")
-    made = [product]
+    made, offset = [product], None
     if bias is not None:
         offset = add_constant(graph, f"{layer.name}_bias", bias.numpy().astype(np.float32))
         made.append(ir.Node("", "Add", [product.outputs[0], offset], name=f"{layer.name}_Add"))
         made[-1].outputs[0].name = fresh_name(graph, f"{layer.name}_Add_output")
     replace_node(graph, layer.node, made)
     graph.opset_imports.setdefault(DOMAIN, 1)
+    return offset
 
 
 def block_size(spec: QSpec) -> int:

@@ -131,6 +131,21 @@ def insert_bias(graph: Any, node: Any, bias: BiasCodes, name: str) -> None:
     _dequantize_into(graph, node, 2, inputs, {"axis": 0}, name)
 
 
+def replace_bias(graph: Any, layer: Layer, bias: torch.Tensor) -> Any:
+    """Give a layer a float bias ``[out]`` of its own (others may read the old one), which is returned.
+
+    A MatMul's goes into the addition behind it, which must be there.
+    """
+    name = f"{layer.name}.bias" if layer.offset is None else layer.offset.name
+    assert layer.bias_at is not None
+    node, index = layer.bias_at
+    if len(node.inputs) <= index:
+        node.resize_inputs(index + 1)
+    value = add_constant(graph, name, bias.float().numpy())
+    node.replace_input_with(index, value)
+    return value
+
+
 def bias_codes(bias: torch.Tensor, input_scale: float, weight_scale: torch.Tensor) -> BiasCodes:
     """Round a bias ``[out]`` to int32 at ``s_x · s_w``.
 

@@ -1,12 +1,12 @@
 """A quantized graph walked through once, a stretch at a time, over all samples.
 
-What a stretch starts from are codes that an earlier one left, a byte each, so that looking at every layer in turn costs
-little more than one pass through the graph.
+What a stretch starts from are codes that an earlier one left, a byte each, or float tensors that were named, so that
+looking at every layer in turn costs little more than one pass through the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,14 @@ class Walk:
         model: Quantized. Constants in front of a tensor that was looked at must not change afterwards.
         names: All tensors that will be looked at, in the graph's order.
         batches: The data.
+        floats: Tensors that may be held although they are no codes. None of them may hang on a constant that changes
+            when a tensor behind it has been looked at.
     """
 
-    def __init__(self, model: Any, names: Sequence[str], batches: list[Any]) -> None:
-        self.model, self.batches, self.ahead = model, batches, list(names)
+    def __init__(
+        self, model: Any, names: Sequence[str], batches: list[Any], floats: Collection[str] = frozenset()
+    ) -> None:
+        self.model, self.batches, self.ahead, self.floats = model, batches, list(names), floats
         self.makers = {value.name: node for node in model.graph for value in node.outputs}
         self.order = {id(node): index for index, node in enumerate(model.graph)}
         self.held: dict[str, list[np.ndarray]] = {}
@@ -45,9 +49,10 @@ class Walk:
             observe.stream(self.model, [name], self.batches, lambda tensors, _: see(tensors[name]))
             return
         nodes, reached = self._behind(name)
-        own = self.makers[name].inputs[0].name if self.makers[name].op_type == "DequantizeLinear" else ""
+        own = self._own(name)
         found = [node.outputs[0].name for node in nodes if node.op_type == "QuantizeLinear"]
-        fresh: dict[str, list[np.ndarray]] = {code: [] for code in found if code != own}
+        found += [value.name for node in nodes for value in node.outputs if value.name in self.floats]
+        fresh: dict[str, list[np.ndarray]] = {code: [] for code in found if code not in own}
         if not self.held:
             fresh |= {value.name: [] for value in self.model.graph.inputs}
 
@@ -60,6 +65,16 @@ class Walk:
         observe.stream(model, [name, *fresh], self._data(reached), keep)
         self.held |= fresh
         self._forget()
+
+    def _own(self, name: str) -> set[str]:
+        """A tensor, and what it is decoded from: all that may change once it was looked at."""
+        own = {name}
+        for kind in ("DequantizeLinear", "QuantizeLinear"):
+            maker = self.makers.get(name)
+            if maker is not None and maker.op_type == kind:
+                name = maker.inputs[0].name
+                own.add(name)
+        return own
 
     def _data(self, reached: list[str]) -> list[Any]:
         if not self.held:

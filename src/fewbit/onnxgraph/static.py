@@ -14,7 +14,6 @@ from fewbit.numbers.granularity import PerChannel
 from fewbit.numbers.qtensor import QTensor
 from fewbit.onnxgraph import qdq
 from fewbit.onnxgraph.codes import Codes
-from fewbit.onnxgraph.constants import add_constant
 from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.placement import Placement, carries
 from fewbit.onnxgraph.targets import Target
@@ -88,6 +87,8 @@ def _absorbable(graph: Any, placement: Placement) -> list[tuple[Any, Any]]:
 
 
 def _write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, input_scale: float | None) -> None:
+    if layer.kind == "MatMul":
+        input_scale = None  # what is added behind it stays in float
     if bias is not None and input_scale is not None:
         scales = _each_output(layer, tensor.scale)
         wide = qdq.wide_enough(bias, input_scale, scales)
@@ -98,17 +99,11 @@ def _write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None,
     qdq.insert_constant(graph, layer.node, 1, in_file(layer, tensor), _scale_axis(layer, tensor), name)
     if bias is None:
         return
-    name = f"{layer.name}.bias" if layer.bias is None else layer.bias.name
     if input_scale is not None and (layer.kind != "Gemm" or tensor.scale.dim() == 1 or tensor.scale.numel() == 1):
+        name = f"{layer.name}.bias" if layer.bias is None else layer.bias.name
         qdq.insert_bias(graph, layer.node, qdq.bias_codes(bias, input_scale, _each_output(layer, tensor.scale)), name)
     else:
-        _replace_bias(graph, layer, bias, name)
-
-
-def _replace_bias(graph: Any, layer: Layer, bias: Tensor, name: str) -> None:
-    if len(layer.node.inputs) < 3:
-        layer.node.resize_inputs(3)
-    layer.node.replace_input_with(2, add_constant(graph, name, bias.float().numpy()))
+        qdq.replace_bias(graph, layer, bias)
 
 
 def in_file(layer: Layer, tensor: QTensor) -> QTensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerGroup
 from fewbit.onnxgraph import dynamic, nbits, qdq
+from fewbit.onnxpipeline.rounding import Biases, rounded
 from fewbit.recipe import LayerPlan
 
 if TYPE_CHECKING:
@@ -26,11 +27,10 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         FewbitError: The target has no dynamic quantization; a spec that no node holds.
     """
     from fewbit.onnxpipeline.quantize import layer_weights
-    from fewbit.onnxpipeline.static_job import layer_bias
 
     if job.target.name == "tensorrt":
         raise FewbitError("TensorRT has no dynamic activations; use a static scheme such as W8A8")
-    graph, inputs = job.model.graph, dynamic.DynamicInputs(job.model.graph)
+    graph, inputs, biases = job.model.graph, dynamic.DynamicInputs(job.model.graph), Biases()
     for step, plan in enumerate(plans, 1):
         assert plan.scheme is not None
         layer = job.layers[plan.name]
@@ -43,15 +43,17 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         packed = spec.bits < 8 or isinstance(spec.granularity, PerGroup)
         if not (packed and nbits.fits(spec)):
             layer_weights(spec, plan.name)
-        _, codes = job.round_weight(plan)
-        bias = layer_bias(layer)
+        codes, bias = rounded(job, plan)
+        bias = biases.outside(job, layer, bias)
         if packed:
-            nbits.write_layer(graph, layer, codes, bias, nbits.INT8_PRODUCTS)
+            value = nbits.write_layer(graph, layer, codes, bias, nbits.INT8_PRODUCTS)
             job.tell(plan, codes, f"int8/g{nbits.block_size(spec)}/sym, dynamic")
         else:
-            dynamic.write_layer(graph, layer, codes, bias, inputs)
+            value = dynamic.write_layer(graph, layer, codes, bias, inputs)
             job.tell(plan, codes, "uint8/tensor/asym, dynamic")
+        biases.note(layer, bias, value)
         job.told_progress("quantize", step, len(plans))
     if not job.told:
         raise FewbitError("the recipe is dynamic, and none of its layers is a MatMul or Gemm; use a static scheme")
     qdq.drop_unused(graph)
+    biases.answer(job)

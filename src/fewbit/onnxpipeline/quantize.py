@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from fewbit import algorithms, calibrate
 from fewbit.atomic import check_apart
@@ -26,11 +25,11 @@ from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import file
+from fewbit.onnxpipeline.inputs import Inputs
 from fewbit.onnxpipeline.result import OnnxLayer, OnnxResult
 from fewbit.recipe import LayerPlan, Recipe, Scheme, as_recipe
 
 if TYPE_CHECKING:
-    from fewbit.onnxgraph.grams import Grams
     from fewbit.onnxpipeline.faster import Region
 
 
@@ -42,10 +41,9 @@ class Settings:
         target: The runtime it is for: ``onnxruntime``, ``openvino`` or ``tensorrt``.
         calibrator: Replaces the recipe's choice of activation ranges (of weight ranges, where activations are float).
         algorithm: How weights are rounded, a file of :mod:`fewbit.algorithms`, with ``equalize+`` before it to even out
-            weights across layers first; ``"auto"`` is ``gptq`` where
-            activations are static, so that there is data, and else to nearest.
+            weights across layers first; ``"auto"`` is ``gptq`` where there is data, and else to nearest.
         bias_correction: Correct biases for the mean shift that rounding the weights causes, where there is data.
-        equalize: Even out the channels of linear streams first, where there is data.
+        equalize: Even out the channels of linear streams first, where activations are static.
         only_if_faster: Measure on the target, and leave in float each region that integers do not speed up.
         overwrite: Replace the output if it exists.
     """
@@ -72,7 +70,8 @@ def quantize_file(
     Args:
         source: The float model, of opset 11 or newer.
         recipe: A scheme, a recipe, or a TOML file. Rules match node names and types (``Conv``, ``MatMul``, ``Gemm``).
-        data: Batches: arrays or tensors for the first input, or mappings by input name. Needed by static activations.
+        data: Batches: arrays or tensors for the first input, or mappings by input name; gone through once. Needed by
+            static activations; of others it makes better codes and biases.
         output: The file to write.
         settings: See :class:`Settings`.
         progress: Called with (stage, steps done, steps in all).
@@ -93,7 +92,7 @@ def quantize_file(
         check_apart(output, data_file)
         check_apart(file.data_path(output), data_file)
     try:
-        job = Job(model, recipe, settings, progress)
+        job = Job(model, recipe, settings, progress, with_data=data is not None)
         first, data = peeked(data) if data is not None else ([], None)
         job.run(data)
     except FewbitError as error:
@@ -144,50 +143,70 @@ class Job:
         skipped: What was not, and why.
         notes: For the user.
         regions: What was measured for ``only_if_faster``.
+        inputs: What the data told of the layers' inputs; None without.
+        nearest: Layers that were rounded to nearest for want of that.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, settings: Settings, progress: Progress | None) -> None:
+    def __init__(
+        self, model: Any, recipe: Recipe, settings: Settings, progress: Progress | None, *, with_data: bool
+    ) -> None:
         from fewbit.onnxgraph import targets
 
         self.model, self.recipe, self.settings, self.progress = model, recipe, settings, progress
-        static = _kind(recipe.default()) == "static"
-        self.evens_out, self.algorithm = split_algorithm(settings.algorithm, static)
+        self.evens_out, self.algorithm = split_algorithm(settings.algorithm, with_data)
         self.target = targets.get(settings.target)
         self.told: list[OnnxLayer] = []
         self.skipped: dict[str, str] = {}
         self.notes: list[str] = []
         self.regions: list[Region] = []
+        self.inputs: Inputs | None = None
+        self.nearest: list[str] = []
 
     def run(self, data: Iterable[Any] | None) -> None:
         """Prepare the graph, plan, and write codes into it by the scheme's kind."""
         if file.is_quantized(self.model):
             raise FewbitError("the model is quantized already; quantize the float model")
-        plans = self.prepare()
-        kinds = {_kind(plan.scheme) for plan in plans if plan.scheme is not None}
+        self.chosen = [plan for plan in self.prepare() if plan.scheme is not None]
+        kinds = {_kind(plan.scheme) for plan in self.chosen if plan.scheme is not None}
         if "static" in kinds and data is None:
             raise FewbitError(
                 f"recipe {self.recipe.scheme} has static activations, which need calibration data; "
                 "pass data, or use a -dynamic scheme"
             )
-        if "static" not in kinds and data is not None:
-            self._tell_unused()
+        if kinds and "static" not in kinds and data is not None:
+            self.look(data)
         for kind in [kind for kind in ("static", "dynamic", "weights") if kind in kinds]:  # the first wants it in float
-            self._quantize(kind, [p for p in plans if p.scheme is not None and _kind(p.scheme) == kind], data)
+            self._quantize(kind, [p for p in self.chosen if p.scheme is not None and _kind(p.scheme) == kind], data)
         if not kinds:
             raise FewbitError("the recipe leaves every layer in float")
         if self.settings.only_if_faster and "static" not in kinds:
             raise FewbitError("only-if-faster measures static activations; use a scheme such as W8A8")
+        self._tell_inputs()
 
-    def _tell_unused(self) -> None:
-        """What data does nothing for where no activation is static."""
-        if algorithms.get(self.algorithm).NEEDS:
-            raise FewbitError(
-                f"{self.algorithm} rounds the weights of an ONNX file with static activations, which "
-                f"{self.recipe.scheme} has not: use rtn or hqq, or a scheme such as W8A8 or W4A8"
-            )
-        if self.settings.bias_correction:
+    def look(self, data: Iterable[Any]) -> None:
+        """Go through the data for what rounding and biases make of the layers' inputs, and on with a copy of the graph,
+        so that the float one stays at hand."""
+        if not self.wants_grams() and not self.settings.bias_correction:
             self.notes.append(
-                "biases were not corrected: of an ONNX file those are that stand behind static activations"
+                f"{self.algorithm} rounds without data, and biases are not corrected: the data served to check the "
+                "outputs alone"
+            )
+            return
+        inputs = Inputs.wanted(self, [self.layers[plan.name] for plan in self.chosen], data)
+        inputs.observe({}, self.progress)
+        self.inputs = inputs
+        self.replace_model(self.model.clone())
+
+    def _tell_inputs(self) -> None:
+        """What the data was used for."""
+        count = 0
+        if self.inputs is not None and self.inputs.means is not None:
+            count = sum(self.inputs.means.answers(self.inputs.layers[one.name]) for one in self.told)
+        if count:
+            self.notes.append(f"the biases of {count} layer{' was' if count == 1 else 's were'} corrected")
+        if self.nearest:
+            self.notes.append(
+                f"rounded to nearest, as {self.algorithm} has no inputs of such layers: {', '.join(self.nearest)}"
             )
 
     def prepare(self) -> list[LayerPlan]:
@@ -237,26 +256,6 @@ class Job:
         """Whether the algorithm looks at the layers' inputs."""
         return "gram" in algorithms.get(self.algorithm).NEEDS
 
-    def round_weight(self, plan: LayerPlan, grams: Grams | None = None) -> tuple[Tensor, QTensor]:
-        """A layer's float matrix and its codes."""
-        from fewbit.onnxgraph.grams import round_groups
-
-        assert plan.scheme is not None
-        layer = self.layers[plan.name]
-        if grams is not None and layer.groups > 1 and (codes := round_groups(layer, plan.scheme.weights, grams)):
-            return layer.matrix(), codes
-        statistics = None if grams is None else grams.statistics(layer)
-        rounding = algorithms.get(self.algorithm)
-        automatic = grams is not None or self.settings.algorithm in ("auto", "equalize")
-        if statistics is None and automatic and self.wants_grams():
-            rounding = algorithms.get("rtn")  # no matrix of that layer's input
-        matrix = layer.matrix()
-        options = rounding.Options()
-        if hasattr(options, "calibrator"):
-            options = replace(options, calibrator=self.recipe.weight_calibrator)
-        name = f"the weight of {plan.name}"
-        return matrix, rounding.quantize_weight(matrix, plan.scheme.weights, options, name, statistics)
-
     def tell(self, plan: LayerPlan, codes: QTensor, input_spec: str) -> None:
         """Note what was done to a layer."""
         layer = self.layers[plan.name]
@@ -280,12 +279,12 @@ class Job:
             self.progress(stage, done, total)
 
 
-def split_algorithm(name: str, static: bool) -> tuple[bool, str]:
+def split_algorithm(name: str, data: bool) -> tuple[bool, str]:
     """Whether weights are evened out across layers first, and what rounds them.
 
     Args:
         name: As the user named it: an algorithm, ``"auto"``, ``"equalize"`` or ``"equalize+…"``.
-        static: Whether activations are, so that there is data.
+        data: Whether there is some.
 
     Raises:
         FewbitError: There is no such algorithm, or it cannot stand there.
@@ -296,7 +295,7 @@ def split_algorithm(name: str, static: bool) -> tuple[bool, str]:
     if len(rest) > 1:
         raise FewbitError(f"{name!r}: one algorithm rounds the weights")
     rounding = name if first != "equalize" else rest[0] if rest else "auto"
-    chosen = rounding if rounding != "auto" else "gptq" if static else "rtn"
+    chosen = rounding if rounding != "auto" else "gptq" if data else "rtn"
     algorithms.get(chosen)
     if chosen in _OF_BLOCKS:
         raise FewbitError(

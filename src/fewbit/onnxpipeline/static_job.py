@@ -7,11 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from fewbit.calibrate.kept import Kept
 from fewbit.errors import FewbitError
 from fewbit.integer.maxima import keep_maxima_apart
 from fewbit.numbers.granularity import PerTensor
@@ -20,11 +17,10 @@ from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import drift, observe, placement, ranges, targets
 from fewbit.onnxgraph.choice import choose as choose_ranges
 from fewbit.onnxgraph.equalize import equalize
-from fewbit.onnxgraph.grams import Grams
-from fewbit.onnxgraph.layers import Layer
-from fewbit.onnxgraph.means import Means
 from fewbit.onnxgraph.session import Runner
 from fewbit.onnxpipeline.faster import Solved, choose
+from fewbit.onnxpipeline.inputs import Inputs
+from fewbit.onnxpipeline.rounding import rounded
 from fewbit.recipe import LayerPlan
 
 if TYPE_CHECKING:
@@ -59,17 +55,14 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
     if job.settings.equalize and (count := equalize(job.model, list(job.layers.values()), first)):
         job.notes.append(f"evened out the channels of {count} linear streams")
     places = placement.place(job.model, layers, job.target)
-    means = Means(layers) if job.settings.bias_correction else None
-    grams = Grams(layers, centered=job.settings.bias_correction) if job.wants_grams() else None
-    seen = Kept(data)
-    codes = _activations(job, places, seen, spec, means, grams)
-    weights, biases = _weights(job, usable, means, grams)
+    others = [job.layers[plan.name] for plan in job.chosen if plan not in plans]  # of other schemes
+    job.inputs = Inputs.wanted(job, [*layers, *others], data)
+    codes = _activations(job, places, job.inputs, spec)
+    weights, biases = _weights(job, usable)
     solved = Solved(job.model, job.target, places, codes, weights, biases)
     kept = set(weights) if not job.settings.only_if_faster else _measured(job, solved, first[0])
     if job.settings.bias_correction:
-        solved = _without_drift(job, solved, kept, seen.batches)
-    if means is not None and (count := sum(means.answers(job.layers[name]) for name in kept)):
-        job.notes.append(f"the biases of {count} layer{' was' if count == 1 else 's were'} corrected")
+        solved = _without_drift(job, solved, kept, job.inputs.data.batches)
     for plan in usable:
         if plan.name not in kept:
             job.skipped[plan.name] = "integers are not faster there"
@@ -121,47 +114,29 @@ def _activation_spec(job: Job, plans: list[LayerPlan]) -> QSpec:
 def _activations(
     job: Job,
     places: placement.Placement,
-    data: Kept,
+    inputs: Inputs,
     spec: QSpec,
-    means: Means | None,
-    grams: Grams | None,
 ) -> dict[str, Any]:
     """One pass over the data, and the quantizers that follow from it."""
     recipe = job.recipe
     statistics = ranges.new_statistics(places, recipe.calibrator, recipe.calibrator_options)
-    observe.observe(job.model, statistics, data, job.progress, means=means, grams=grams)
+    inputs.observe(statistics, job.progress)
     groups = ranges.merged(places, statistics)
     if recipe.calibrator == "best":
-        codes, chosen = choose_ranges(job.model, places, groups, data.batches, spec)
+        codes, chosen = choose_ranges(job.model, places, groups, inputs.data.batches, spec)
         counts = ", ".join(f"{name} {count}" for name, count in Counter(chosen.values()).most_common())
         job.notes.append(f"calibrators by the measured error of the layers behind: {counts}")
         return codes
     return ranges.solve(groups, recipe.calibrator, recipe.calibrator_options, spec)
 
 
-def _weights(
-    job: Job, plans: list[LayerPlan], means: Means | None, grams: Grams | None
-) -> tuple[dict[str, QTensor], dict[str, Tensor]]:
-    """Codes of all weights, and all biases, corrected where there are means."""
+def _weights(job: Job, plans: list[LayerPlan]) -> tuple[dict[str, QTensor], dict[str, Tensor]]:
+    """Codes of all weights, and all biases."""
     weights: dict[str, QTensor] = {}
     biases: dict[str, Tensor] = {}
     for step, plan in enumerate(plans, 1):
-        layer = job.layers[plan.name]
-        matrix, weights[plan.name] = job.round_weight(plan, grams)
-        bias = layer_bias(layer)
-        shift = None if means is None else means.correction(layer, matrix, weights[plan.name])
-        if shift is not None and layer.kind != "MatMul":
-            bias = shift if bias is None else bias.double() + shift
+        weights[plan.name], bias = rounded(job, plan)
         if bias is not None:
-            biases[plan.name] = bias.float()
+            biases[plan.name] = bias
         job.told_progress("quantize", step, len(plans))
     return weights, biases
-
-
-def layer_bias(layer: Layer) -> Tensor | None:
-    """A layer's bias as float32 ``[out]``, or None."""
-    if layer.bias is None:
-        return None
-    array = torch.from_numpy(np.array(layer.bias.const_value.numpy(), dtype=np.float32)).reshape(-1)
-    rows = int(layer.weight.const_value.shape[layer.axis]) * (layer.groups if layer.kind == "ConvTranspose" else 1)
-    return array.expand(rows).clone() if array.numel() == 1 else array

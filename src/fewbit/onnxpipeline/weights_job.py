@@ -11,6 +11,7 @@ from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.onnxgraph import nbits, qdq, static
 from fewbit.onnxgraph.layers import Layer
+from fewbit.onnxpipeline.rounding import Biases, rounded
 from fewbit.recipe import LayerPlan
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
     Raises:
         FewbitError: A spec that no node holds.
     """
-    from fewbit.onnxpipeline.static_job import layer_bias
-
-    graph, whole = job.model.graph, list[str]()
+    graph, whole, biases = job.model.graph, list[str](), Biases()
     for step, plan in enumerate(plans, 1):
         assert plan.scheme is not None
         layer = job.layers[plan.name]
@@ -40,12 +39,14 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         spec = plan.scheme.weights
         if not spec.format.is_integer or spec.bits > 8:
             raise FewbitError(f"{plan.name}: weights of ONNX models are integers of at most 8 bits, not {spec}")
-        _, codes = job.round_weight(plan)
-        product = layer.kind in ("MatMul", "Gemm")
-        if product and job.target.name == "onnxruntime" and nbits.fits(spec):
-            nbits.write_layer(graph, layer, codes, layer_bias(layer))
+        codes, bias = rounded(job, plan)
+        bias = biases.outside(job, layer, bias)
+        if layer.kind in ("MatMul", "Gemm") and job.target.name == "onnxruntime" and nbits.fits(spec):
+            value = nbits.write_layer(graph, layer, codes, bias)
         else:
             _dequantized(job, plan, layer, codes)
+            value = None if bias is None or job.inputs is None else qdq.replace_bias(graph, layer, bias)
+        biases.note(layer, bias, value)
         job.tell(plan, codes, "float")
         job.told_progress("quantize", step, len(plans))
     if whole:
@@ -54,6 +55,7 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
             f"{'this layer are' if len(whole) == 1 else 'these layers are'} no multiple of the group"
         )
     qdq.drop_unused(graph)
+    biases.answer(job)
 
 
 def _groups_fit(job: Job, plan: LayerPlan, layer: Layer) -> bool:
