@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewbit import atomic
-from fewbit.errors import FewbitError
+from fewbit.errors import DiskFull, FewbitError
 
 
 def names(folder: Path) -> list[str]:
@@ -185,3 +185,16 @@ def test_an_output_is_apart_from_what_is_read_by_every_spelling(
         atomic.check_apart(output, source)
     atomic.check_apart("other", "package.module:factory")
     atomic.check_apart("folder/int8", "folder")
+
+
+def test_a_full_disk_is_told_with_what_is_needed_and_free(tmp_path: Path) -> None:
+    for needs, said in (
+        (3 * 2**20, r"3\.0 MiB are needed for it and .* MiB are free"),
+        (None, r"\([0-9,.]* MiB are free"),
+    ):
+        with (
+            pytest.raises(DiskFull, match=rf"made/x cannot be written: No space left on device.*{said}"),
+            atomic.new_file(tmp_path / "made" / "x", needs=needs),
+        ):
+            raise OSError(28, "No space left on device")
+    assert not names(tmp_path)

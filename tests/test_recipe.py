@@ -118,7 +118,7 @@ def test_toml_both_ways(recipe):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("scheme = 3", "wrong type"),
+        ("scheme = 3", "wrong type int: 3 is no string"),
         ("", "needs a scheme"),
         ("scheme = 'W8A8'\ncalibator = 'mse'", "did you mean 'calibrator'"),
         ("scheme = 'W8A8'\n[[rule]]\nmatch = 'a'\nweight = 'int8/channel/sym'", "rule 1 has an unknown key 'weight'"),

@@ -9,22 +9,24 @@ can leave one, and its name starts with a dot and ends in ``.partial``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fewbit.errors import FewbitError
+from fewbit.errors import DiskFull, FewbitError
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+def new_file(path: str | os.PathLike[str], *, overwrite: bool = True, needs: int | None = None) -> Iterator[Path]:
     """Give a temporary path to write; when the block ends without an error, it becomes ``path``.
 
     Args:
         path: The file to appear. Folders above it are made, and removed again if the block fails.
         overwrite: Whether a file already at ``path`` is replaced.
+        needs: Its bytes, where they are known, to be told if the disk is full.
 
     Yields:
         The temporary path, in the folder of ``path``; nothing is there yet.
@@ -37,7 +39,7 @@ def new_file(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterato
         raise FewbitError(f"{path} is a folder: name a file to write")
     if target.exists() and not overwrite:
         raise FewbitError(f"{path} exists already: choose another name or ask to overwrite it")
-    with _staged(target) as temporary:
+    with _staged(target, needs) as temporary:
         yield temporary
         _sync(temporary)
         os.replace(temporary, target)
@@ -111,7 +113,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _staged(target: Path) -> Iterator[Path]:
+def _staged(target: Path, needs: int | None = None) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.partial")
     made: list[Path] = []
     try:
@@ -122,9 +124,30 @@ def _staged(target: Path) -> Iterator[Path]:
         for folder in reversed(made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if isinstance(error, OSError) and is_full(error):
+            raise full(error, target, needs) from error
         if isinstance(error, OSError) and _concerns(error, target):
             raise FewbitError(f"{target} cannot be written: {error.strerror or error}") from error
         raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or what a user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full(error: OSError, target: Path, needs: int | None = None) -> DiskFull:
+    """What to tell of a file for which a disk has no room."""
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = f"{_mib(shutil.disk_usage(folder).free)} are free"
+    needed = f"{_mib(needs)} are needed for it and " if needs is not None else ""
+    return DiskFull(f"{target} cannot be written: {error.strerror} ({needed}{free})")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def _concerns(error: OSError, target: Path) -> bool:

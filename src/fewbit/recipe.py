@@ -209,8 +209,10 @@ class Recipe:
             return cls.from_toml(Path(path).read_text(encoding="utf-8"))
         except FewbitError as error:
             raise FewbitError(f"{path}: {error}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise FewbitError(f"the recipe {path} cannot be read: {error}") from error
+        except OSError as error:
+            raise FewbitError(f"the recipe {path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise FewbitError(f"the recipe {path} is no UTF-8 text: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without what is at its default."""
@@ -302,6 +304,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_WANTED = {
+    "str": "string",
+    "str | None": "string",
+    "bool": "true or false",
+    "tuple[str, ...]": "list of names",
+    "Mapping[str, Option]": "table of options",
+}
+
+
 def _check_keys(
     data: Mapping[str, Any], cls: type[Any], where: str, also: tuple[str, ...] = (), without: tuple[str, ...] = ()
 ) -> None:
@@ -312,9 +323,11 @@ def _check_keys(
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join([*kinds, *also])}"
             raise FewbitError(f"{where} has an unknown key {key!r}; {hint}")
         if not isinstance(value, _TYPES[kinds[key]]):
-            raise FewbitError(f"{where}: {key} has the wrong type {type(value).__name__}")
+            raise FewbitError(
+                f"{where}: {key} has the wrong type {type(value).__name__}: {value!r} is no {_WANTED[kinds[key]]}"
+            )
         if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise FewbitError(f"{where}: {key} is a list of names")
+            raise FewbitError(f"{where}: {key} is a list of names, not {value!r}")
 
 
 def _changed(value: Rule | Recipe) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_a_quantized_cache_is_measured(command: Command, llama: str) -> None:
         (("nets:cnn", "--perplexity", "text.txt", "--tokenizer", "llama"), "causal language model"),
         (("llama", "--perplexity", "nothing.txt"), "nothing.txt cannot be read"),
         (("llama", "--perplexity", "pictures.npy"), "UTF-8"),
+        (("llama", "--perplexity", "none.txt"), "none.txt cannot be read: No such file"),
         (("llama", "--perplexity", "text.txt", "--tokens", "8", "--stride", "9"), "stride"),
         (("llama", "--perplexity", "text.txt", "--kv", "int9"), "2, 3, 4 or 8 bits"),
         (("llama",), "--perplexity"),

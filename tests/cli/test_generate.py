@@ -98,3 +98,10 @@ def test_the_end_of_the_positions_is_told(command: Command, llama: str) -> None:
     assert "the text stopped where the model's positions end" in done.document["notes"]
     done = command("generate", llama, "--prompt", PROMPT, "--tokens", "3", "--json")
     assert not done.document["notes"]
+
+
+@pytest.mark.parametrize("seed", ["-1", "9223372036854775808", "9" * 30])
+def test_a_seed_that_is_no_seed_is_told(command: Command, llama: str, seed: str) -> None:
+    done = command("generate", llama, "--prompt", PROMPT, "--seed", seed)
+    assert done.code == 2
+    assert "Invalid value for '--seed'" in done.stderr

@@ -38,7 +38,7 @@ def fails_with(error: BaseException, as_json: bool = False) -> int:
         (Terminated(), 143, "fewbit: interrupted"),
         (KeyboardInterrupt(), 130, "fewbit: interrupted"),
         (MemoryError(), 1, "fewbit: there is not enough memory; a smaller --batch-size needs less"),
-        (ZeroDivisionError("by 0\nmore"), 1, "fewbit: ZeroDivisionError: by 0 (set FEWBIT_TRACEBACK=1 to see where)"),
+        (ZeroDivisionError("0\n1"), 1, "fewbit: ZeroDivisionError: 0 1 (set FEWBIT_TRACEBACK=1 to see where)"),
         (RuntimeError(), 1, "fewbit: RuntimeError: no message (set FEWBIT_TRACEBACK=1 to see where)"),
     ],
 )

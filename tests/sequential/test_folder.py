@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, inputs, output, tiny, tiny_folder
 
 import fewbit
-from fewbit.errors import FewbitError
+from fewbit.errors import DiskFull, FewbitError
 from fewbit.evaluate.size import model_bytes
 from fewbit.nn import quantized_layers
 from fewbit.recipe import Recipe, Rule, as_recipe
@@ -238,7 +238,7 @@ def test_changed_arguments_are_refused(
 def test_a_changed_source_is_refused_and_a_restart_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = interrupted(tmp_path, monkeypatch)
     os.utime(source / "model.safetensors", ns=(1, 1))
-    with pytest.raises(FewbitError, match=r"source model\.safetensors was .* --restart"):
+    with pytest.raises(FewbitError, match=r"file model\.safetensors changed .*written again.*--restart"):
         quantize_folder(job(source, out, "W4A16-g16"))
     quantize_folder(job(source, out, "W4A16-g16", restart=True))
     assert len(quantized_layers(fewbit.load(out))) == 16
@@ -364,3 +364,20 @@ def test_groups_wider_than_a_row_are_stored_as_a_row(tmp_path: Path) -> None:
         quantize_folder(job(source, tmp_path / scheme, scheme))
     wide, fitting = (fewbit.load(tmp_path / scheme) for scheme in ("W4A16-g100000", "W4A16-g64"))
     assert model_bytes(wide) <= model_bytes(fitting)
+
+
+def test_after_a_full_disk_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_folder(tmp_path / "model", "llama")
+    run = job(source, tmp_path / "out", "W4A16-g16")
+    quantize_folder(replace(run, output=tmp_path / "whole"))
+    for where in ("fewbit.sequential.streamed._tensors.write", "fewbit.sequential.streamed.Journal.add"):
+        with monkeypatch.context() as full:
+
+            def no_room(*_: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            full.setattr(where, no_room)
+            with pytest.raises(DiskFull, match=r"out\.partial.* No space left .*the same command goes on"):
+                quantize_folder(run)
+    quantize_folder(run)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -53,6 +53,26 @@ def test_changed_arguments_are_named(tmp_path: Path) -> None:
         Journal(tmp_path).start({"recipe": {"scheme": "W3A16"}, "algorithm": "rtn"})
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a": [10, 2, "x"], "b": [5, 1, "y"]}, "file a changed (it has as many bytes but was written again)"),
+        ({"a": [1234, 2, "x"], "b": [5, 1, "y"]}, "file a changed (it had 10 bytes and has 1,234)"),
+        ({"a": [10, 2, "z"], "b": [5, 1, "y"]}, "file a changed (it holds other tensors)"),
+        ({"a": [10, 1, "x"], "c": [5, 1, "y"]}, "file b is gone; the source's file c is new"),
+        ({"a": "digest", "b": [5, 1, "y"]}, "file a changed"),
+    ],
+)
+def test_a_changed_file_of_the_source_is_named(tmp_path: Path, files: dict[str, object], said: str) -> None:
+    Journal(tmp_path).start({"source": {"folder": "here", "a": [10, 1, "x"], "b": [5, 1, "y"]}})
+    with pytest.raises(FewbitError) as caught:
+        Journal(tmp_path).start({"source": {"folder": "here", **files}})
+    assert said in str(caught.value)
+    assert "start anew with --restart" in str(caught.value)
+    with pytest.raises(FewbitError, match="the source was here and is there"):
+        Journal(tmp_path).start({"source": {"folder": "there", **files}})
+
+
 def test_damaged_arguments_are_told(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(FewbitError, match=r"run\.json is damaged"):

@@ -91,3 +91,18 @@ def test_skipped_layers_stay_float() -> None:
     quantize_blocks(work, plans, [inputs("llama")], Settings(recipe))
     assert len(quantized_layers(work)) == 7
     assert isinstance(work.lm_head, nn.Linear)
+
+
+@pytest.mark.parametrize("at", ["mlp", "input_layernorm"])
+@pytest.mark.parametrize("scheme", ["W4A16-g16", "W8A8", "W3A16-g16"])
+def test_a_model_that_fails_is_told_with_block_and_window(at: str, scheme: str) -> None:
+    model, left = tiny("llama"), [3]
+
+    def fail(*_: object) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("boom\nin my own code")
+
+    model.model.layers[1].get_submodule(at).register_forward_pre_hook(fail)
+    with pytest.raises(FewbitError, match=r"block model\.layers\.1 failed on calibration window \d+: boom in my own"):
+        quantized(model, scheme, [inputs("llama", batch=5)])

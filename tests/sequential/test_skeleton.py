@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny
+from tiny_models import tiny, tiny_folder
 
 from fewbit.errors import FewbitError
 from fewbit.sequential.skeleton import float_dtype, skeleton
@@ -60,3 +60,11 @@ def test_weights_of_a_causal_model_say_so_where_the_config_does_not(tmp_path: Pa
     assert type(found) is type(model)
     assert (found.lm_head.weight is found.model.embed_tokens.weight) is tied
     assert type(skeleton(tmp_path / "base")) is type(model.model)
+
+
+def test_all_that_transformers_says_is_told(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "model", "llama")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "hidden_size": "lots"}))
+    with pytest.raises(FewbitError, match=r"does not describe a model: .*hidden_size.*lots"):
+        skeleton(source)

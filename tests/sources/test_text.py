@@ -60,7 +60,7 @@ def test_a_limit_takes_evenly_spaced_windows(tmp_path: Path, tokenizer_dir: Path
     [
         (b"", "holds no text"),
         (b" \n\t ", "holds no text"),
-        (b"\xff\xfe\x00bad", "cannot be read as UTF-8 text"),
+        (b"\xff\xfe\x00bad", "is no UTF-8 text"),
     ],
 )
 def test_files_without_text_are_told(tmp_path: Path, tokenizer_dir: Path, content: bytes, told: str) -> None:

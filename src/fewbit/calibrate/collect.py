@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, failing
 
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all (0 when unknown)
 
@@ -56,13 +56,8 @@ def call_named(model: nn.Module, batch: Any, name: str) -> Any:
     Raises:
         FewbitError: The model failed on the batch; the message names it.
     """
-    try:
+    with failing(f"the model failed on {name}", "mend the data or the model"):
         return call_model(model, batch)
-    except FewbitError:
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise FewbitError(f"the model failed on {name}: {lines[0]}") from error
 
 
 def run_batches(

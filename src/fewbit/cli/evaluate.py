@@ -95,8 +95,10 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FewbitError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise FewbitError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise FewbitError(f"{path} is no UTF-8 text: {error}") from error
 
 
 def find_tokenizer(named: Path | None, *models: LoadedModel | None) -> Any:

@@ -68,7 +68,7 @@ def generate(
     kv: KV = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Of the likeliest tokens only.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of the random numbers.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt in the tokenizer's chat template.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Of what stays float: float32, bfloat16, float16.")] = "float32",
     threads: Annotated[

@@ -20,7 +20,7 @@ import typer
 
 from fewbit.atomic import check_apart
 from fewbit.cli.progress import Shown, shown
-from fewbit.errors import FewbitError, FewbitWarning
+from fewbit.errors import FewbitError, FewbitWarning, told
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,8 +122,8 @@ def _diagnosis(error: BaseException) -> tuple[str, int]:
         return f"the code of the source ended the program (SystemExit: {error.code})", USER_ERROR
     if isinstance(error, MemoryError):
         return "there is not enough memory; a smaller --batch-size needs less", 1
-    told = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {told} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
+    said = told(error) if str(error).strip() else "no message"
+    return f"{type(error).__name__}: {said} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
 
 
 def tell_error(sentence: str, as_json: bool) -> None:

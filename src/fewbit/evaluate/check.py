@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.calibrate.collect import call_model
+from fewbit.calibrate.collect import call_named
 from fewbit.evaluate import verdict
 from fewbit.evaluate.outputs import floating_outputs
 from fewbit.nn.preserved import preserved_state
@@ -75,7 +75,7 @@ def _layer_outputs(model: nn.Module, axes: dict[str, int], batch: Any) -> dict[s
 
 def _call(model: nn.Module, batch: Any) -> Any:
     with _evaluating(model), preserved_state(model):
-        return call_model(model, batch)
+        return call_named(model, batch, "calibration batch 1")
 
 
 @contextmanager

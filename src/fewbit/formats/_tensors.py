@@ -7,6 +7,7 @@ stored under the first and the others are listed as its aliases; one that is den
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -101,11 +102,17 @@ def write(path: Path, stored: Stored) -> tuple[int, str]:
     """Write the tensors as a safetensors file; returns its length in bytes and its SHA-256 in hexadecimal.
 
     Raises:
-        FewbitError: A tensor has a type that safetensors does not know, or the disk is full.
+        FewbitError: A tensor has a type that safetensors does not know.
+        OSError: The disk is full.
     """
     try:
         save_file(stored.tensors, path, metadata={"format": "pt"})
-    except (SafetensorError, KeyError, ValueError) as error:
+    except SafetensorError as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"(os error {number})" in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise FewbitError(f"the tensors cannot be written to {path.name}: {error}") from error
+    except (KeyError, ValueError) as error:
         raise FewbitError(f"the tensors cannot be written to {path.name}: {error}") from error
     umask = os.umask(0)
     os.umask(umask)

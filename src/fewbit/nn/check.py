@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit.calibrate.collect import call_model
+from fewbit.calibrate.collect import call_named
 from fewbit.errors import FewbitError
 from fewbit.nn.preserved import preserved_state
 from fewbit.nn.swap import quantized_layers
@@ -35,7 +35,7 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
     ]
     try:
         with preserved_state(quantized):
-            output = call_model(quantized, batch)
+            output = call_named(quantized, batch, "calibration batch 1 after it was quantized")
     finally:
         for hook in hooks:
             hook.remove()
@@ -44,7 +44,7 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
         return
     modes = [(module, module.training) for module in model.modules()]
     with preserved_state(model):
-        float_output = call_model(model.eval(), batch)
+        float_output = call_named(model.eval(), batch, "calibration batch 1")
     for module, training in modes:
         module.training = training
     wanted = first_tensor(float_output)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewbit.algorithms._reconstruction import Learned, Part, Schedule, learn, relative_error
 from fewbit.calibrate.collect import Progress
+from fewbit.errors import failing
 from fewbit.kernels.weights import PackedMatrix
 from fewbit.nn.check import first_tensor
 from fewbit.nn.fast_float import fast_float
@@ -115,7 +116,8 @@ class _Compared:
 
     def _output(self, values: Mapping[str, Tensor], window: int) -> Tensor:
         device = next(self.model.parameters()).device
-        with fast_float(device), _exact(self.head, device):
+        what = f"the model failed on calibration window {window + 1} while scales and norms were tuned"
+        with fast_float(device), _exact(self.head, device), failing(what, "mend the data or the model"):
             output = first_tensor(torch.func.functional_call(self.model, dict(values), (), self.windows[window]))
         assert output is not None  # the pipeline checked the model's output
         return output

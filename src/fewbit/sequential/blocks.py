@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, failing
 from fewbit.models.layout import Block
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture
@@ -58,7 +58,7 @@ def run_tail(work: Work, behind: Sequence[LayerPlan], swapped: Sequence[LayerPla
         # Registered behind the hook that looks, so that the one output layer need not be computed.
         hook = model.get_submodule(stop_at).register_forward_pre_hook(capture.stop) if stop_at else None
         try:
-            capture.finish(model, work.windows[window], work.behind(window))
+            capture.finish(model, work.windows[window], work.behind(window), window)
         finally:
             if hook is not None:
                 hook.remove()
@@ -99,7 +99,8 @@ def _enter(
 
     def run(window: int) -> capture.Captured:
         nonlocal form
-        seen = capture.capture(work.store.model, work.windows[window], names, work.behind(window), interned, form)
+        before = work.behind(window)
+        seen = capture.capture(work.store.model, work.windows[window], names, before, interned, form, window)
         form = seen.form
         return seen
 
@@ -121,7 +122,8 @@ def _run_block(
     plans = work.planned(block.name)
 
     def forward(window: int) -> Tensor:
-        return calls[window].run(module, states.get(window))
+        with failing(f"block {block.name} failed on calibration window {window + 1}", capture.REMEDY):
+            return calls[window].run(module, states.get(window))
 
     def output(window: int) -> Tensor:
         return _checked(forward(window).float(), block.name)

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, failing
+
+#: What to do about a model that fails on a window.
+REMEDY = "mend the data or the model, if it fails so in float as well; if not, rtn and hqq need no data"
 
 _HIDDEN_NAMES = ("hidden_states", "x", "inputs_embeds")
 
@@ -96,6 +99,7 @@ def capture(
     finished: Sequence[Finished],
     interned: Interned,
     form: Any = None,
+    number: int | None = None,
 ) -> Captured:
     """Run a model up to the last block of a stack.
 
@@ -106,6 +110,7 @@ def capture(
         finished: Stacks that ran already.
         interned: Shared by the windows of a run.
         form: What the first block returned on another window; it is not run again if that was a tensor alone.
+        number: Of the window, for errors.
 
     Raises:
         FewbitError: The model does not call these blocks one after another with hidden states.
@@ -113,7 +118,7 @@ def capture(
     seen = Captured(form=form)
     recorders = {name: _Recorder(model.get_submodule(name), seen, interned, len(stack)) for name in stack}
     with replaced(model, {**_replays(model, finished), **recorders}), contextlib.suppress(Stop):
-        run(model, window)
+        run(model, window, number)
     if len(seen.calls) != len(stack):
         raise FewbitError(
             f"the model called {len(seen.calls)} of the {len(stack)} blocks from {stack[0]} on, on a calibration window"
@@ -121,10 +126,12 @@ def capture(
     return seen
 
 
-def finish(model: nn.Module, window: Mapping[str, Any], finished: Sequence[Finished]) -> None:
+def finish(
+    model: nn.Module, window: Mapping[str, Any], finished: Sequence[Finished], number: int | None = None
+) -> None:
     """Run what comes behind the blocks, for what hooks see of it."""
     with replaced(model, _replays(model, finished)), contextlib.suppress(Stop):
-        run(model, window)
+        run(model, window, number)
 
 
 def stop(*_: Any) -> None:
@@ -136,21 +143,16 @@ def stop(*_: Any) -> None:
     raise Stop
 
 
-def run(model: nn.Module, window: Mapping[str, Any]) -> Any:
+def run(model: nn.Module, window: Mapping[str, Any], number: int | None = None) -> Any:
     """Call a model on a window, without a cache.
 
     Raises:
         FewbitError: The model failed on it.
     """
     window = tree_map_only(Tensor, Tensor.clone, dict(window))
-    try:
-        with torch.no_grad(), _without_cache(model):
-            return model(**window)
-    except (Stop, FewbitError):
-        raise
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise FewbitError(f"the model failed on a calibration window: {lines[0]}") from error
+    named = "a calibration window" if number is None else f"calibration window {number + 1}"
+    with failing(f"the model failed on {named}", REMEDY), torch.no_grad(), _without_cache(model):
+        return model(**window)
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewbit import __version__
+from fewbit import __version__, atomic
 from fewbit.calibrate.collect import Progress
-from fewbit.errors import FewbitError
+from fewbit.errors import DiskFull, FewbitError
 from fewbit.formats import native
 from fewbit.models import layout
 from fewbit.models.layout import Layout
@@ -177,6 +177,11 @@ class Run:
                 )
             self.journal.read()
             yield
+        except (DiskFull, OSError) as caught:
+            if not isinstance(caught, DiskFull) and not atomic.is_full(caught):
+                raise
+            told = caught if isinstance(caught, DiskFull) else atomic.full(caught, self.folder)
+            raise DiskFull(f"{told}; make room, then the same command goes on where this run was") from caught
         finally:
             self.lock.release()
 

@@ -35,7 +35,7 @@ class HiddenStates:
     def put(self, window: int, state: Tensor) -> None:
         """Store the state of a window."""
         if self.folder is not None:
-            with atomic.new_file(self._path(window)) as path:
+            with atomic.new_file(self._path(window), needs=state.nbytes) as path:
                 path.write_bytes(save({"state": state.contiguous()}))
         size = state.numel() * state.element_size()
         old = self._kept.pop(window, None)

@@ -43,7 +43,14 @@ class Journal:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FewbitError(f"{path} is damaged; start the run anew with --restart") from error
-        changes = list(differences(before, json.loads(json.dumps(arguments))))
+        now = json.loads(json.dumps(arguments))
+        files = changed_files(*(_files(each) for each in (before, now)))
+        if files and _folder(before) == _folder(now):
+            raise FewbitError(
+                f"{self.folder} holds an interrupted run, and since then {'; '.join(files[:4])}. Put back what was "
+                "there (with its time, as cp -p does) to go on, or start anew with --restart"
+            )
+        changes = [f"the source was {_folder(before)} and is {_folder(now)}"] if files else differences(before, now)
         if changes:
             raise FewbitError(
                 f"{self.folder} holds an interrupted run with other arguments: {'; '.join(changes[:4])}. Go on with "
@@ -72,6 +79,23 @@ class Journal:
             os.fsync(file.fileno())
 
 
+def changed_files(before: Any, now: Any) -> list[str]:
+    """What differs between the files of a source, which are told as bytes, time of the last change and a digest of the
+    header, or as a digest."""
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old is None or new is None:
+            found.append(f"the source's file {name} {'is new' if old is None else 'is gone'}")
+        elif old != new and isinstance(old, list) and isinstance(new, list) and len(old) == len(new) == 3:
+            size = f"it had {old[0]:,} bytes and has {new[0]:,}" if old[0] != new[0] else ""
+            header = "it holds other tensors" if old[2] != new[2] else "it has as many bytes but was written again"
+            found.append(f"the source's file {name} changed ({size or header})")
+        elif old != new:
+            found.append(f"the source's file {name} changed")
+    return found
+
+
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two JSON values, one short phrase each."""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -82,6 +106,16 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
     if before == now:
         return []
     return [f"{name} was {_short(before)} and is {_short(now)}"]
+
+
+def _files(arguments: Any) -> dict[str, Any]:
+    source = arguments.get("source") if isinstance(arguments, dict) else None
+    return {name: value for name, value in source.items() if name != "folder"} if isinstance(source, dict) else {}
+
+
+def _folder(arguments: Any) -> Any:
+    source = arguments.get("source") if isinstance(arguments, dict) else None
+    return source.get("folder") if isinstance(source, dict) else None
 
 
 def _short(value: Any) -> str:

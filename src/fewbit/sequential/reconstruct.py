@@ -7,6 +7,7 @@ last ended.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fewbit.algorithms._reconstruction import Part, learn, relative_error
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, failing
 from fewbit.nn.swap import quantized_weight
 from fewbit.nn.tune import fixed_values, put, tunable
+from fewbit.sequential.capture import REMEDY
 from fewbit.sequential.forward import computing
 from fewbit.sequential.solve import Settings
 from fewbit.sequential.work import Work
@@ -57,11 +59,11 @@ def reconstruct(work: Work, twin: nn.Module, block: nn.Module, call: Call) -> li
 
     def forward(values: Mapping[str, Tensor], window: int) -> Tensor:
         every = {**fixed, **values}
-        with computing(work.compute):
+        with computing(work.compute), _failing(window):
             return call(lambda *a, **k: torch.func.functional_call(twin, every, a, k), window).float()
 
     def loss(output: Tensor, window: int) -> Tensor:
-        with torch.no_grad(), computing(work.compute):
+        with torch.no_grad(), computing(work.compute), _failing(window):
             target = call(twin, window).float()
         return relative_error(output, target)
 
@@ -72,3 +74,7 @@ def reconstruct(work: Work, twin: nn.Module, block: nn.Module, call: Call) -> li
     for name, t in start.items():
         put(quantized_weight(block.get_submodule(name.removesuffix(".weight"))).packed, t)
     return []
+
+
+def _failing(window: int) -> contextlib.AbstractContextManager[None]:
+    return failing(f"a block failed on calibration window {window + 1} while its rounding was learned", REMEDY)

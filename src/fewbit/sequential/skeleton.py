@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewbit.errors import FewbitError, require
+from fewbit.errors import FewbitError, require, told
 from fewbit.formats.architecture.huggingface import without_weights
 from fewbit.sources.huggingface import model_class, read_json
 
@@ -34,8 +34,7 @@ def skeleton(folder: Path) -> nn.Module:
             make = found.from_config if found.__name__.startswith("AutoModel") else found
             model: nn.Module = make(copy.deepcopy(settings))
     except Exception as error:  # a damaged configuration raises anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise FewbitError(f"{folder / 'config.json'} does not describe a model: {lines[0]}") from error
+        raise FewbitError(f"{folder / 'config.json'} does not describe a model: {told(error)}") from error
     _take_generation(model, folder, transformers)
     return model.eval()
 

@@ -191,7 +191,8 @@ class Streamed:
         """Write what :meth:`collect` gave and tell the journal."""
         number = self.parts.index(done.name) + 1
         file = f"weights-{number:05d}-of-{len(self.parts):05d}.safetensors"
-        with atomic.new_file(self.folder / file) as path:
+        needs = sum(tensor.nbytes for tensor in done.stored.values())
+        with atomic.new_file(self.folder / file, needs=needs) as path:
             size, digest = _tensors.write(path, _tensors.Stored(done.stored))
         self.journal.add(
             {

@@ -187,7 +187,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
             values = tensor.numpy()
             file.write(json.dumps([name, values.dtype.str, list(values.shape)]).encode() + b"\n")
             file.flush()
-            values.tofile(file)
+            file.write(values.reshape(-1).view(np.uint8).data)  # tofile does not say why it fails
 
 
 def _read(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewbit.errors import FewbitError, require
+from fewbit.errors import FewbitError, require, told
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[str, ...]]:
                 output_loading_info=True,
             )
     except Exception as error:  # a damaged folder raises anything from KeyError to SafetensorError
-        raise FewbitError(f"{path} cannot be loaded: {_first_line(error)}") from error
+        raise FewbitError(f"{path} cannot be loaded: {told(error)}") from error
     if not isinstance(model, nn.Module):
         raise FewbitError(f"{path} holds no PyTorch model")
     return model, _notes(info)
@@ -123,11 +123,6 @@ def _notes(info: dict[str, Any]) -> tuple[str, ...]:
     if not missing:
         return ()
     return (f"{len(missing)} weights are not in the checkpoint and are random, {missing[0]} first",)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 class _quiet:

@@ -26,7 +26,7 @@ from typing import Literal
 from torch import nn
 
 from fewbit import formats
-from fewbit.errors import FewbitError
+from fewbit.errors import FewbitError, told
 from fewbit.sources import huggingface
 
 Kind = Literal["huggingface", "factory", "fewbit"]
@@ -162,5 +162,5 @@ def _refusal(path: Path) -> str:
 
 def _told(error: Exception) -> str:
     """The error's type and first line, for the middle of a sentence."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    said = told(error)
+    return said if said.startswith(type(error).__name__) else f"{type(error).__name__}: {said}"

@@ -81,8 +81,10 @@ def files(path: Path) -> list[Path]:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FewbitError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise FewbitError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise FewbitError(f"{path} is no UTF-8 text: {error}") from error
 
 
 def _batches(ids: torch.Tensor, batch_size: int, name: str, asked: tuple[int | None, int]) -> Batches:
