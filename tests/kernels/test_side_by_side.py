@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from fewbit.kernels.side_by_side import Slots, side_by_side
+from fewbit.kernels.side_by_side import Slots, kept_pool, pool, side_by_side
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +75,19 @@ def test_a_fork_has_threads_of_its_own() -> None:
     if not child:
         os._exit(0 if side_by_side(str, [3, 4]) == ["3", "4"] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def seen_by_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.parametrize("kind", ["kept", "own"])
+def test_threads_that_begin_later_have_the_callers_number(kind: str) -> None:
+    torch.set_num_threads(3)
+    if kind == "kept":
+        kept_pool(3).submit(int).result()
+    else:
+        with pool(1) as workers:
+            assert workers.submit(torch.get_num_threads).result() == 1
+    assert seen_by_a_new_thread() == 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -93,3 +95,19 @@ def test_an_interrupt_while_threads_start_sends_home_those_that_run(monkeypatch:
             raise AssertionError("not reached")
     assert len(started) == 2
     assert not any(thread.is_alive() for thread in started)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_threads_that_begin_later_have_the_callers_number(interrupted: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        crew, _ = crew_of([nn.Linear(4, 4)])
+        with contextlib.suppress(KeyboardInterrupt), crew:
+            crew.settle()
+            if interrupted:
+                raise KeyboardInterrupt
+        with ThreadPoolExecutor(1) as fresh:
+            assert fresh.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

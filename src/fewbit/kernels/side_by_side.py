@@ -49,13 +49,26 @@ class Slots:
         self._free.put(self._mine.number)
 
 
+def on_one_thread(others: int) -> None:
+    """Let this thread, which was just started, compute on one.
+
+    torch remembers the last number that any thread asked for, and gives it to those that begin later: so it is told the
+    number for the others again, by a thread that ends at once.
+    """
+    torch.get_num_threads()  # a new thread takes that number once, when it first needs one: now, not after this
+    torch.set_num_threads(1)
+    teller = threading.Thread(target=torch.set_num_threads, args=(others,), daemon=True)
+    teller.start()
+    teller.join()
+
+
 def pool(threads: int) -> ThreadPoolExecutor:
     """Threads of which each computes on one."""
-    slots = Slots(threads)
+    slots, others = Slots(threads), max(threads, torch.get_num_threads())  # the caller may be on one for now
 
     def start() -> None:
         slots.take()
-        torch.set_num_threads(1)
+        on_one_thread(others)
 
     return ThreadPoolExecutor(threads, initializer=start)
 

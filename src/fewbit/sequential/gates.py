@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from fewbit.kernels.side_by_side import Slots
+from fewbit.kernels.side_by_side import Slots, on_one_thread
 from fewbit.sequential import capture
 from fewbit.sequential.forward import computing
 
@@ -62,6 +62,7 @@ class Crew:
         self._errors: dict[int, Exception] = {}
         self._run, self._compute = run, compute
         self._slots, self._changed = Slots(threads), threading.Condition()
+        self._others = torch.get_num_threads()
         self._doors: defaultdict[int, threading.Event] = defaultdict(threading.Event)  # one wakes few threads
         self._closed, self._busy, self._local = False, len(windows), threading.local()
         self._threads = [threading.Thread(target=self._work, args=(window,), daemon=True) for window in windows]
@@ -135,7 +136,7 @@ class Crew:
 
     def _work(self, window: int) -> None:
         self._local.window = window
-        torch.set_num_threads(1)  # see fewbit.sequential.forward
+        on_one_thread(self._others)  # see fewbit.sequential.forward
         self._slots.take()
         try:
             if not self._closed:
