@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,25 @@ def test_a_bias_that_is_no_constant_of_the_channels() -> None:
     nodes = list(as_ir(m.model({"x": [4, 4]}, ["a", "b", "c"])).graph)
     told = [layers.why_not(node) for node in nodes]
     assert told == ["its bias is computed", "its bias is float32 of the shape [4, 1]", None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight", "more", "said"),
+    [
+        ("Gemm", np.ones((4, 4), np.float32), {"transA": 1}, r"node 'y_node' \(it multiplies its input transposed"),
+        ("Gemm", np.ones((4, 4), np.float32), {"alpha": 2.0}, r"scales its product \(alpha or beta\)"),
+        ("MatMul", np.ones(4, np.float32), {}, r"its weight has the shape \[4\] and is no matrix"),
+        ("MatMul", np.ones((4, 4), np.float16), {}, "its weight is float16, only float32 .*: convert the model"),
+        ("Relu", None, {}, "has no Conv, ConvTranspose, MatMul or Gemm, so there is nothing to quantize"),
+    ],
+)
+def test_a_model_without_layers_is_told_why(kind: str, weight: object, more: dict[str, float], said: str) -> None:
+    m = Maker()
+    inputs = ["x"] if weight is None else ["x", m.constant("w", np.asarray(weight))]
+    node = as_ir(m.model({"x": [4, 4]}, [m.node(kind, inputs, "y", **more)])).graph[0]
+    why = layers.why_not(node) if weight is not None else None
+    assert re.search(said, layers.why_none({} if why is None else {"y_node": why}))
+
+
+def test_reasons_are_told_once() -> None:
+    assert layers.why_none({"a": "one", "b": "two", "c": "one"}).endswith("node 'a' and 1 more (one), node 'b' (two)")

@@ -14,6 +14,7 @@ from onnx_cases import Maker, branching, convnet, looping, mlp, pictures, run, s
 import fewbit
 from fewbit.errors import FewbitError
 from fewbit.onnxgraph import rules
+from fewbit.onnxgraph.session import Runner
 from fewbit.onnxpipeline.quantize import Settings, quantize_file
 from fewbit.recipe import Recipe, Rule
 
@@ -284,3 +285,28 @@ def test_a_name_never_stands_for_another_algorithm(tmp_path: Path, algorithm: st
 def test_what_data_does_nothing_for_is_told(tmp_path: Path) -> None:
     result, _ = quantized(tmp_path, mlp(), "W4A16-g32", [X], algorithm="rtn", bias_correction=False)
     assert any("the data served to check the outputs alone" in note for note in result.notes)
+
+
+def test_a_model_without_layers_and_broken_constants_are_told_before_the_data_is_blamed(tmp_path: Path) -> None:
+    m = Maker()
+    m.node("Gemm", ["x", m.weight("w", 8, 5)], "y", transA=1)
+    with pytest.raises(FewbitError, match=r"no layer .* node 'y_node' \(it multiplies its input transposed"):
+        quantized(tmp_path, m.model({"x": [8, 32]}, ["y"]), "W4A16-g32", [X])
+    proto = convnet()
+    bias = next(t for t in proto.graph.initializer if t.name == "stem.b")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(8, np.nan, np.float32), "stem.b"))
+    for recipe, data in (("W8A8", [pictures()]), ("W4A16", [pictures()]), ("W4A16", None)):
+        with pytest.raises(FewbitError, match=r"node 'stem_node' \(Conv\): its constant 'stem.b' holds NaN"):
+            quantized(tmp_path, proto, recipe, data)
+
+
+def test_outputs_that_numpy_cannot_hold_are_passed_over(tmp_path: Path) -> None:
+    proto = mlp()
+    proto.graph.node.append(onnx.helper.make_node("Cast", ["out"], ["half"], to=onnx.TensorProto.BFLOAT16))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("half", onnx.TensorProto.BFLOAT16, ["n", 10]))
+    result, out = quantized(tmp_path, proto, "W4A16-g16", [X])
+    assert result.notes == ("the biases of 2 layers were corrected",)
+    runner = Runner(out)
+    assert runner.run({"x": X}, ["out"])["out"].shape == (64, 10)
+    with pytest.raises(FewbitError, match=r"the output 'half' is tensor\(bfloat16\), which .* end the model in a Cast"):
+        runner.run({"x": X})

@@ -33,9 +33,12 @@ def doubt(before: Path, after: Path, batch: Any, *, as_written: bool) -> str | N
     """
     runner = Runner(before)
     feeds = runner.feeds(batch)
-    wanted = _outputs(runner.run(feeds))
+    readable = [name for name in runner.outputs if name not in runner.unreadable]
+    if not readable:
+        return None
+    wanted = _outputs(runner.run(feeds, readable))
     runner = Runner(after, as_written=as_written)
-    found = verdict.kept(wanted, _outputs(runner.run(feeds)))
+    found = verdict.kept(wanted, _outputs(runner.run(feeds, readable)))
     return verdict.warning(found, lambda: _first_lost(before, after, feeds, as_written))
 
 

@@ -12,7 +12,7 @@ Gemm           ``[K, N]``, transB ``[N, K]``  ``[N, K]``                    1, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,14 +111,33 @@ def why_not(node: Any) -> str | None:
     if weight is None:
         return "its weight is computed"
     if weight.dtype != np.float32:
-        return f"its weight is {weight.dtype}, only float32 is quantized"
+        return f"its weight is {weight.dtype}, only float32 is quantized: convert the model to float32 first"
     if weight.size == 0 or weight.ndim < 2 or (node.op_type == "MatMul" and weight.ndim != 2):
-        return f"its weight has the shape {list(weight.shape)}"
-    if node.op_type == "Gemm" and _odd_gemm(node):
-        return "it scales its product (alpha, beta or transA)"
+        return f"its weight has the shape {list(weight.shape)} and is no matrix"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "it multiplies its input transposed (transA): have a Transpose node do that"
+    if node.op_type == "Gemm" and _scales(node):
+        return "it scales its product (alpha or beta): have its weight and bias hold the factors"
     if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
         return _odd_bias(node, array_of(node.inputs[2]))
     return None
+
+
+def why_none(skipped: Mapping[str, str]) -> str:
+    """A sentence on a model without layers.
+
+    Args:
+        skipped: Why each of its products is none, by name.
+    """
+    if not skipped:
+        return "the model has no Conv, ConvTranspose, MatMul or Gemm, so there is nothing to quantize"
+    names: dict[str, list[str]] = {}
+    for name, why in skipped.items():
+        names.setdefault(why, []).append(name)
+    told = (
+        f"node {own[0]!r}{f' and {len(own) - 1} more' if len(own) > 1 else ''} ({why})" for why, own in names.items()
+    )
+    return f"no layer of the model can be quantized: {', '.join(told)}"
 
 
 def _odd_bias(node: Any, bias: np.ndarray | None) -> str | None:
@@ -142,7 +161,6 @@ def _axis(node: Any) -> int:
     return 0 if node.op_type == "Conv" else 1
 
 
-def _odd_gemm(node: Any) -> bool:
-    plain = attribute(node, "alpha", 1.0) == 1.0 and not attribute(node, "transA", 0)
+def _scales(node: Any) -> bool:
     has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    return not plain or (has_bias and attribute(node, "beta", 1.0) != 1.0)
+    return bool(attribute(node, "alpha", 1.0) != 1.0 or (has_bias and attribute(node, "beta", 1.0) != 1.0))

@@ -73,7 +73,11 @@ class Runner:
         except Exception as error:  # onnxruntime raises a class an error code
             raise FewbitError(f"ONNX Runtime refuses the graph: {_told(error)}{_where(error, model)}") from error
         self.inputs = {value.name: value for value in self.session.get_inputs()}
-        self.outputs = [value.name for value in self.session.get_outputs()]
+        outputs = self.session.get_outputs()
+        self.outputs = [value.name for value in outputs]
+        self.unreadable = {
+            value.name: value.type for value in outputs if re.search("bfloat16|float8|float4", value.type)
+        }
 
     def feeds(self, batch: Any) -> Feeds:
         """Arrays by the graph's input names, in its types.
@@ -97,9 +101,14 @@ class Runner:
         """Outputs by name.
 
         Raises:
-            FewbitError: The run failed; the message is the runtime's first line.
+            FewbitError: The run failed; the message is the runtime's first line. Or numpy has no type for an output.
         """
         wanted = list(self.outputs if outputs is None else outputs)
+        if (odd := next((name for name in wanted if name in self.unreadable), None)) is not None:
+            raise FewbitError(
+                f"the output {odd!r} is {self.unreadable[odd]}, which ONNX Runtime does not hand to Python; end the "
+                "model in a Cast to float"
+            )
         try:
             return dict(zip(wanted, self.session.run(wanted, feeds)))
         except Exception as error:  # onnxruntime raises a class an error code

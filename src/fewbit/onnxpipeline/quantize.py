@@ -211,11 +211,12 @@ class Job:
 
     def prepare(self) -> list[LayerPlan]:
         """Bring the graph to the form that is quantized, and plan its layers."""
-        from fewbit.onnxgraph import layers
+        from fewbit.onnxgraph import finite, layers
         from fewbit.onnxgraph.cross_layer import even_out
         from fewbit.onnxgraph.simplify import simplify
         from fewbit.onnxgraph.upgrade import raise_opset
 
+        finite.check(self.model)
         opset = needed_opset(self.recipe, self.target.name)
         self.notes += raise_opset(self.model, opset)
         self.notes += simplify(self.model)
@@ -228,7 +229,7 @@ class Job:
                 if node.op_type in layers.KINDS:
                     self.skipped[node.name] = "inside an If, Loop or Scan, whose graphs stay in float"
         if not found:
-            raise FewbitError("the model has no Conv, MatMul or Gemm with a constant float32 weight")
+            raise FewbitError(layers.why_none(self.skipped))
         if self.evens_out:
             self.notes.append(f"the channels between {even_out(self.model, found)} pairs of layers were evened out")
         plans = self.recipe.plan((layer.name, layer.kind) for layer in found)
