@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_folder
 from typer.testing import CliRunner
 
@@ -153,3 +155,18 @@ def test_data_that_is_not_used_is_told(source: Path, tmp_path: Path) -> None:
     assert code == 0, told
     assert any("the data was not used: rtn rounds weights without it" in note for note in told["notes"])
     assert not any("calibrated on" in note for note in told["notes"])
+
+
+@pytest.mark.parametrize("algorithm", ["hqq", "gptq", "awq", "rotation+rtn"])
+def test_sizes_are_those_of_the_source(source: Path, tmp_path: Path, algorithm: str) -> None:
+    folder = tmp_path / "narrow"
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: t if "norm" in name else t.to(torch.bfloat16) for name, t in tensors.items()}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    data = () if algorithm == "hqq" else ("--data", tmp_path / "texts", "--windows", 2, "--length", 10)
+    code, told = quantize(folder, "-r", "W4A16-g16", "--algorithm", algorithm, "-o", tmp_path / "out", *data)
+    assert code == 0, told
+    layer = next(each for each in told["layers"] if each["name"] == "model.layers.0.mlp.up_proj")
+    assert layer["bytes_before"] == 4096
+    assert told["bytes_before"] == sum(tensor.nbytes for tensor in kept.values())

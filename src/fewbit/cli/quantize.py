@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from fewbit.errors import FewbitError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from torch import nn
 
     from fewbit.recipe import Recipe
-    from fewbit.sources import Batches
+    from fewbit.sources import Batches, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,19 @@ def _run_in_memory(session: Session, job: Job, options: DataOptions) -> None:
     with session.stage("save"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         save(quantized, job.output, format=job.format, source=job.source, overwrite=job.overwrite)
-    document = document_of(job, loaded.model, quantized)
+    document = document_of(job, _as_it_was(loaded, job.source), quantized)
     document["notes"] = [*loaded.notes, *document["notes"], *(str(warning.message) for warning in caught)]
     session.result(document, *shown(document))
+
+
+def _as_it_was(loaded: LoadedModel, source: str) -> nn.Module:
+    """The float model, to be measured: from a folder it was loaded as float32, whatever the checkpoint holds."""
+    from fewbit.sequential.assemble import as_stored
+
+    if loaded.kind == "huggingface":
+        with contextlib.suppress(FewbitError):  # after minutes of work, a table that is less exact is better than none
+            return as_stored(Path(source))
+    return loaded.model
 
 
 def _check_names(job: Job) -> None:

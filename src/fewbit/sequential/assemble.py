@@ -15,6 +15,8 @@ from fewbit.nn import QuantizationInfo
 from fewbit.nn.experts import split_experts
 from fewbit.nn.swap import quantized_weight, restore_layer
 from fewbit.recipe import LayerPlan
+from fewbit.sequential.checkpoint import Checkpoint
+from fewbit.sequential.names import origins, split_origins
 from fewbit.sequential.skeleton import skeleton
 from fewbit.sequential.solve import Settings
 from fewbit.sequential.streamed import Streamed
@@ -63,9 +65,23 @@ def assemble(
         description = architecture.describe(model)
         native.write_manifest(files, description, weights, info, str(source), _aliases(model, stored))
         native.copy_companions(source, files)
-    original = skeleton(source)  # of the run's model some parts were in memory, and some were not
-    split_experts(original)
-    return FolderResult(files, original.to(store.dtype), model, info)
+    return FolderResult(files, as_stored(source), model, info)
+
+
+def as_stored(source: Path) -> nn.Module:
+    """The float model of a folder without values, each tensor in the type in which the checkpoint holds it.
+
+    Raises:
+        FewbitError: The folder cannot be read.
+    """
+    model, entries = skeleton(source), Checkpoint(source).entries
+    found, _ = origins(model, entries)
+    found = split_origins(model, found)
+    split_experts(model)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in found and tensor.is_floating_point():
+            tensor.data = tensor.data.to(entries[found[name].keys[0][0]].dtype)
+    return model
 
 
 def _restored(model: nn.Module, records: Sequence[dict[str, Any]]) -> nn.Module:
