@@ -20,7 +20,7 @@ from fewbit.algorithms.bias_correction import mode
 from fewbit.calibrate.collect import Progress, peek
 from fewbit.calibrate.input_mean import InputMean
 from fewbit.errors import FewbitError
-from fewbit.evaluate.check import doubt
+from fewbit.evaluate.check import doubt, some_values
 from fewbit.evaluate.verdict import warn
 from fewbit.integer import Replay, finish, float_layers, is_network
 from fewbit.integer.float_steps import analytic_means, prepare_network
@@ -144,11 +144,13 @@ def _quantize_module(
     skipped = {plan.name: plan.reason for plan in plans if plan.scheme is None}
     attach_info(result, QuantizationInfo(recipe.to_dict(), algorithm, notes, folded.pairs, skipped))
     by_blocks = batches is not None and settings.needs_data and has_blocks(work)  # which looked at all their outputs
-    if first is not None and not by_blocks:
-        check_outputs(model, result, first)
+    checks, measured = first is not None and not by_blocks, None
+    if checks:
+        measured = some_values(check_outputs(model, result, first))
     if floats and batches is not None:
         notes += finish(result, floats, batches, in_order, progress)
-    if first is not None and not by_blocks and (doubts := doubt(model, result, first, rotated="rotation" in steps)):
+        measured = None  # it gives other values now
+    if checks and (doubts := doubt(model, result, first, measured, rotated="rotation" in steps)):
         notes.append(doubts)
         warn(doubts)
     return result

@@ -113,3 +113,45 @@ def test_a_model_made_in_inference_mode_is_compared() -> None:
         model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
     batches = [torch.randn(4, 8) for _ in range(2)]
     assert fewbit.quantize(model, "W8A8-dynamic", batches)(batches[0]).shape == (4, 4)
+
+
+class Noisy(nn.Module):
+    """Draws its output anew each time, or counts its calls."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.how, self.calls = nn.Linear(8, 8), how, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.linear(x)
+        if self.how == "random":
+            return y + 10 * torch.randn_like(y)
+        return nn.functional.dropout(y, 0.9, training=True) if self.how == "dropout" else y * (-1) ** self.calls
+
+
+@pytest.mark.parametrize("how", ["random", "dropout", "state"])
+def test_models_that_do_not_repeat_themselves_raise_no_false_alarm(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Noisy(how).eval(), torch.randn(16, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewbitWarning)
+        quantized = fewbit.quantize(model, "W8A16", [x])
+        quantized_weight(quantized_layers(quantized)["linear"]).packed.codes.zero_()
+        assert doubt(model, quantized, x) is None
+
+
+def test_the_quantized_model_runs_once_to_be_checked() -> None:
+    runs: list[str] = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            runs.append(type(self.linear).__name__)
+            return self.linear(x)
+
+    fewbit.quantize(Counting().eval(), "W8A16", [torch.randn(4, 8)], bias_correction=False)
+    assert sum(name != "Linear" for name in runs) == 1

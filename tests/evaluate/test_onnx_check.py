@@ -6,9 +6,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx_cases import convnet, pictures, saved, wide
+from onnx import helper, numpy_helper
+from onnx_cases import Maker, convnet, pictures, saved, wide
 
 import fewbit
 from fewbit.errors import FewbitError, FewbitWarning
@@ -58,3 +60,23 @@ def test_what_the_runtime_refuses_is_an_error_here_and_a_note_of_the_whole(
     monkeypatch.setattr("fewbit.evaluate.onnx_check.doubt", fail)
     result = fewbit.quantize(saved(convnet(), tmp_path), "W8A8", [pictures()], output=tmp_path / "out.onnx")
     assert "the outputs were not compared with the float model's: no such operator" in result.notes
+
+
+def test_a_file_that_draws_random_numbers_raises_no_false_alarm(tmp_path: Path) -> None:
+    m = Maker()
+    y = m.conv("x", "first", 4, 3)
+    m.node("Add", [y, m.node("RandomNormalLike", [y], "noise", scale=100.0)], "y")
+    proto = m.model({"x": ["n", 3, 16, 16]}, ["y"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewbitWarning)
+        fewbit.quantize(saved(proto, tmp_path), "W8A16", [pictures()], output=tmp_path / "out.onnx")
+
+
+def test_a_finite_mask_does_not_hide_a_lost_output(tmp_path: Path) -> None:
+    proto = wide(1e6)
+    mask = np.array([0, 0, 0, 0, -1e9], np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
+    proto.graph.node.append(helper.make_node("Add", ["logits", "mask"], ["masked"], name="mask_node"))
+    proto.graph.output[0].name = "masked"
+    (sentence,) = made(tmp_path, proto)
+    assert "output 'masked' of" in sentence

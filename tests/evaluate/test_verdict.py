@@ -60,6 +60,28 @@ def test_nan_is_told_and_masks_do_not_count(x: Tensor) -> None:
     assert not kept({"y": x}, {"y": x * math.inf})["y"].enough
 
 
+def test_what_the_float_model_does_not_repeat_is_not_told() -> None:
+    poor = {"a": Kept(1.0), "b": Kept(2.0)}
+    assert warning(poor, lambda: {"a": Kept(3.0), "b": Kept(40.0, 5.0)}, lambda: pytest.fail("no blame")) is None
+    told = warning(poor, lambda: {"a": Kept(3.0), "b": Kept(40.0, 30.0)}, lambda: None)
+    assert told is not None
+    assert "output 'b' of" in told
+
+
+@pytest.mark.parametrize("mask", [-1e9, 1e9, torch.finfo(torch.float32).min])
+def test_finite_masks_do_not_hide_what_is_lost(x: Tensor, mask: float) -> None:
+    hidden = x > 0.3
+    masked = x.masked_fill(hidden, mask)
+    for db in (-2.0, 20.0):
+        found = kept({"y": masked}, {"y": noisy(x, db).masked_fill(hidden, mask)})["y"]
+        assert found.sqnr == pytest.approx(db, abs=1.5)
+        assert found.enough == (db > 3)
+    assert kept({"y": masked}, {"y": masked})["y"].enough
+    assert not kept({"y": masked}, {"y": (0 * x).masked_fill(hidden, mask)})["y"].enough
+    moved = kept({"y": masked}, {"y": noisy(x, 20).masked_fill(hidden, mask / 2)})["y"]
+    assert moved.sqnr == pytest.approx(6, abs=0.1)  # a mask that did not stay is an error
+
+
 def test_outputs_that_cannot_be_compared_are_left_out(x: Tensor) -> None:
     assert kept({"a": x, "b": x, "c": x[:0], "d": x * 0}, {"b": x[1:], "c": x[:0], "d": x}) == {}
 
@@ -92,15 +114,15 @@ def test_thinning_keeps_channels_apart(shape: tuple[int, ...], axis: int) -> Non
 
 def test_the_sentence() -> None:
     good, poor, bad = Kept(20, 10), Kept(2.0), Kept(-0.01)
-    assert warning({"a": good}, lambda: pytest.fail("nothing is to be blamed")) is None
-    told = warning({"a": good, "b": poor, "c": bad}, lambda: "layer features.3")
+    assert warning({"a": good}, lambda: pytest.fail("not again"), lambda: pytest.fail("nothing to blame")) is None
+    told = warning({"a": good, "b": poor, "c": bad}, dict, lambda: "layer features.3")
     assert told is not None
     assert "output 'c' (and 1 more) of the quantized model is at an SQNR of 0.0 dB" in told
     assert "the output of layer features.3" in told
     assert "that layer" in told
     for remedy in ("more bits", "skips", "calibrator", "equalize", "prepared as the model expects"):
         assert remedy in told
-    nobody = warning({"b": poor, "n": Kept(math.nan)}, lambda: None)
+    nobody = warning({"b": poor, "n": Kept(math.nan)}, dict, lambda: None)
     assert nobody is not None
     assert "output 'n' (and 1 more) of the quantized model is not finite" in nobody
     assert "skips layers" in nobody

@@ -18,24 +18,35 @@ from fewbit.nn.swap import quantized_layers
 _VALUES = 2**20  # of an output: a language model's logits may be half a gigabyte
 
 
-def doubt(model: nn.Module, quantized: nn.Module, batch: Any, *, rotated: bool = False) -> str | None:
+def doubt(
+    model: nn.Module,
+    quantized: nn.Module,
+    batch: Any,
+    measured: dict[str, Tensor] | None = None,
+    *,
+    rotated: bool = False,
+) -> str | None:
     """Run both models once, and say in a sentence if hardly anything is left of an output.
 
     Args:
         model: The float model; its modes and buffers stay as they are.
         quantized: Of the same module names.
         batch: One that the model can be called with.
+        measured: :func:`some_values` of what the quantized model gives for it, where it ran already.
         rotated: The layers of the quantized model give something else than the float model's, so that none is named.
     """
-    before, after = (_outputs(each, batch) for each in (model, quantized))
-    blame = (lambda: None) if rotated else (lambda: _first_lost(model, quantized, batch))
-    return verdict.warning(verdict.kept(before, after), blame)
+    before = some_values(_call(model, batch))
+    after = some_values(_call(quantized, batch)) if measured is None else measured
+    return verdict.warning(
+        verdict.kept(before, after),
+        lambda: verdict.kept(before, some_values(_call(model, batch))),
+        (lambda: None) if rotated else (lambda: _first_lost(model, quantized, batch)),
+    )
 
 
-def _outputs(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Some values of each floating output, ``[samples, values]``, spread evenly."""
-    found = floating_outputs(_call(model, batch))
-    return {name: _spread(value.detach()) for name, value in found.items()}
+def some_values(output: Any) -> dict[str, Tensor]:
+    """Some values of each floating tensor in a model's output, ``[samples, values]``, spread evenly."""
+    return {name: _spread(value.detach()) for name, value in floating_outputs(output).items()}
 
 
 def _spread(value: Tensor) -> Tensor:

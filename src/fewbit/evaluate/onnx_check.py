@@ -37,9 +37,12 @@ def doubt(before: Path, after: Path, batch: Any, *, as_written: bool) -> str | N
     if not readable:
         return None
     wanted = _outputs(runner.run(feeds, readable))
-    runner = Runner(after, as_written=as_written)
-    found = verdict.kept(wanted, _outputs(runner.run(feeds, readable)))
-    return verdict.warning(found, lambda: _first_lost(before, after, feeds, as_written))
+    measured = _outputs(Runner(after, as_written=as_written).run(feeds, readable))
+    return verdict.warning(
+        verdict.kept(wanted, measured),
+        lambda: verdict.kept(wanted, _outputs(runner.run(feeds, readable))),
+        lambda: _first_lost(before, after, feeds, as_written),
+    )
 
 
 def _outputs(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:

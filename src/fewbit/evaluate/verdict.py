@@ -24,6 +24,9 @@ from fewbit.evaluate.error import SignalNoise
 LEAST = 3.0
 #: dB of what changes from sample to sample; an output that no longer changes is at 0.
 LEAST_VARYING = 1.0
+#: dB of a float model's output against itself in another run; below, it draws random numbers or keeps state.
+ITSELF = 20.0
+_MASK = 1e3  # times the largest value that differs at all
 _SAME = 1e-10  # samples whose outputs differ by less of the energy are the same one but for rounding
 _LOST = 0.5  # of a layer's variance
 _CHANNELS, _VALUES = 1024, 4096  # of a layer's output, at most
@@ -46,6 +49,11 @@ class Kept:
         """Whether there is nothing to warn of."""
         return self.sqnr >= LEAST and (self.varying is None or self.varying >= LEAST_VARYING)
 
+    @property
+    def repeated(self) -> bool:
+        """Whether a model that gives this for its own outputs gives the same ones every time."""
+        return self.sqnr >= ITSELF and (self.varying is None or self.varying >= ITSELF)
+
     def __str__(self) -> str:
         """The state, as part of a sentence."""
         if math.isnan(self.sqnr):
@@ -62,20 +70,28 @@ def _db(value: float) -> str:
 def kept(reference: Mapping[str, Tensor], measured: Mapping[str, Tensor]) -> dict[str, Kept]:
     """What is left of every output that both have in one shape ``[samples, ...]``.
 
-    Values that are not finite in the reference itself (masks) do not count, nor do outputs that are all 0 there.
+    Masks do not count: values that are not finite in the reference itself, or the same in both and far beyond all that
+    differ. Nor do outputs that are all 0 there.
     """
     found = {}
     for name, before in reference.items():
         after = measured.get(name)
         if after is None or after.shape != before.shape or not before.numel():
             continue
-        finite = before.isfinite()
-        x, y = before.float().where(finite, 0), after.float().where(finite, 0)
+        counted = before.isfinite() & ~_masked(before, after)
+        x, y = before.float().where(counted, 0), after.float().where(counted, 0)
         energies = SignalNoise()
         energies.add(x, y)
         if energies.signal > 0:
             found[name] = Kept(energies.sqnr, None if math.isnan(energies.sqnr) else _varying(x, y, energies))
     return found
+
+
+def _masked(before: Tensor, after: Tensor) -> Tensor:
+    """Where both hold the same value, a thousand times larger than any that changed (-1e9, say)."""
+    same = before == after
+    changed = before.abs().where(~same & before.isfinite(), 0).max()
+    return same & (before.abs() > _MASK * changed) if changed > 0 else torch.zeros_like(same)
 
 
 def _varying(reference: Tensor, measured: Tensor, energies: SignalNoise) -> float | None:
@@ -137,14 +153,21 @@ def first_lost(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> str | None:
     return None
 
 
-def warning(found: Mapping[str, Kept], blame: Callable[[], str | None]) -> str | None:
+def warning(
+    found: Mapping[str, Kept], itself: Callable[[], Mapping[str, Kept]], blame: Callable[[], str | None]
+) -> str | None:
     """One sentence for the user about a model's outputs, or None if they are as they should be.
 
     Args:
         found: By output.
-        blame: Finds the layer; called only where there is something to tell.
+        itself: What is left of the float model's outputs when it runs again: what it does not repeat tells nothing of
+            the quantized model. Called only where there is something to tell, as is ``blame``.
+        blame: Finds the layer.
     """
     bad = {name: one for name, one in found.items() if not one.enough}
+    if bad:
+        again = itself()
+        bad = {name: one for name, one in bad.items() if name not in again or again[name].repeated}
     if not bad:
         return None
     worst = min(bad, key=lambda name: -math.inf if math.isnan(bad[name].sqnr) else bad[name].sqnr)

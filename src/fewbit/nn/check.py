@@ -19,8 +19,11 @@ def first_tensor(output: Any) -> Tensor | None:
     return next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
 
 
-def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
+def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> Any:
     """Run the quantized model once.
+
+    Returns:
+        What it gave.
 
     Raises:
         FewbitError: An output is NaN or infinite although the float model's is not; the first layer that made it is
@@ -41,7 +44,7 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
             hook.remove()
     found = first_tensor(output)
     if found is None or _finite(found):
-        return
+        return output
     modes = [(module, module.training) for module in model.modules()]
     with preserved_state(model):
         float_output = call_named(model.eval(), batch, "calibration batch 1")
@@ -53,7 +56,7 @@ def check_outputs(model: nn.Module, quantized: nn.Module, batch: Any) -> None:
         others = wanted.where(~masked, 0)
         alike = found.shape == wanted.shape and _finite(found.where(~masked, 0))
         if not bool(masked.all()) and _finite(others) and alike:
-            return  # the model means it: a mask
+            return output  # the model means it: a mask
         raise FewbitError(
             "the float model's own outputs are not finite on the calibration data; mend the model or the data"
         )
