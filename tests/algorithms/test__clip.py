@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fewbit.algorithms import _clip, rtn
+from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 
 RATIOS = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
@@ -69,3 +72,35 @@ def test_ragged_groups(columns: int) -> None:
     start = rtn.quantize_weight(weight, QSpec.parse("int3/g16/asym"), rtn.Options("minmax"))
     found = _clip.search_clips(start, weight, gram, RATIOS, 1, "w")
     assert _clip.row_errors(found, weight, gram).sum() < _clip.row_errors(start, weight, gram).sum()
+
+
+@pytest.mark.parametrize("text", ["int3/g16/asym/f16", "int4/channel/sym", "int4/tensor/asym"])
+def test_rows_are_searched_alike_however_many_there_are(text: str) -> None:
+    _, gram = problem(5)
+    weight = torch.randn(2 * _clip.ROWS + 3, 40, generator=torch.Generator().manual_seed(5))
+    spec = QSpec.parse(text)
+
+    def solve(rows: torch.Tensor) -> QTensor:
+        return _clip.search_clips(rtn.quantize_weight(rows, spec), rows, gram, RATIOS, 2, "w")
+
+    found = _clip.by_rows(solve, weight, spec)
+    assert found.shape == tuple(weight.shape)
+    assert found.dequantize().shape == weight.shape
+    alone = solve(weight if "tensor" in text else weight[-3:])
+    assert torch.equal(found.codes[-len(alone.codes) :], alone.codes)
+    assert (
+        _clip.row_errors(found, weight, gram).sum()
+        < _clip.row_errors(rtn.quantize_weight(weight, spec), weight, gram).sum()
+    )
+
+
+def test_errors_that_are_almost_equal_are_told_apart() -> None:
+    weight, gram = problem(1)
+    gram = gram * 1e4
+    t = rtn.quantize_weight(weight, QSpec.parse("int8/channel/sym"))
+    nearly = replace(
+        t, scale=t.scale * (1 + 1e-6 * torch.randn(t.scale.shape, generator=torch.Generator().manual_seed(0)))
+    )
+    errors = torch.stack([_clip.row_errors(each, weight, gram) for each in (t, nearly)])
+    best = _clip.best_rows([t, nearly], weight, gram)
+    assert torch.equal((best.scale != t.scale).reshape(-1), errors[1] < errors[0])

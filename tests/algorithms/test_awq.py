@@ -92,3 +92,20 @@ def test_the_output_decides_the_clip() -> None:
 def test_without_data_nothing_is_searched() -> None:
     with pytest.raises(FewbitError, match=r"my layer.*data"):
         awq.search_scale([torch.ones(2, 4)], [SPEC], Statistics(Gram(4, "w")), None, None, "my layer")
+
+
+@pytest.mark.parametrize("columns", [40, 600])
+def test_half_of_a_symmetric_matrix_tells_the_error(columns: int) -> None:
+    x, change = torch.randn(700, columns), torch.randn(5, columns)
+    gram = x.T @ x / 700
+    assert awq._error_sum(change, gram) == pytest.approx(float(output_error(change, gram.double()).sum()), rel=1e-5)
+
+
+def test_a_scale_that_cannot_be_the_best_is_left_early_and_changes_nothing() -> None:
+    _, seen = inputs(2, outliers=5)
+    weights = [torch.randn(300, 32), torch.randn(20, 32)]
+    search = awq._Losses(weights, [SPEC, SPEC], seen.gram.matrix.float(), "w")
+    least = search.loss(torch.ones(32))
+    assert search.loss(torch.logspace(-3, 3, 32)) == float("inf")
+    assert search.loss(torch.ones(32)) == least == search.least
+    assert len(search.rows) == 4

@@ -11,6 +11,7 @@ Weights that meet large inputs matter more. Two searches use that, both for the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,13 +21,15 @@ from torch import Tensor
 
 from fewbit.algorithms import _clip, required, rtn
 from fewbit.algorithms._channels import evenly, normalized, pooled
-from fewbit.calibrate.gram import Statistics, output_error
+from fewbit.calibrate.gram import Statistics
+from fewbit.kernels.side_by_side import side_by_side
 from fewbit.numbers import affine
 from fewbit.numbers.granularity import PerGroup
 from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 
 NEEDS: tuple[str, ...] = ("gram",)
+_PANEL = 256  # columns of a Gram matrix that are multiplied at a time
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,10 @@ def quantize_weight(
     options = options or Options()
     affine.check_finite(weight, name)
     gram = required(statistics, "awq", name).gram.matrix
-    return _clipped(weight.to(torch.float32), spec, options, gram, name)
+    single = gram.to(torch.float32)
+    return _clip.by_rows(
+        lambda rows: _clipped(rows, spec, options, gram, single, name), weight.detach().to(torch.float32), spec
+    )
 
 
 def search_scale(
@@ -103,17 +109,15 @@ def search_scale(
     gram = required(statistics, "awq", name).gram
     columns = gram.columns
     channels = torch.arange(columns) if channels is None else channels
-    few = [evenly(weight.to(torch.float32), options.rows) for weight in weights]
+    few = [evenly(weight.detach().to(torch.float32), options.rows) for weight in weights]
     matrix = gram.matrix.to(torch.float32)
-    best, least = torch.ones(int(channels.max()) + 1), _loss(few, specs, matrix, torch.ones(columns), name)
-    for scale in _candidates(few, specs, pooled(gram.mean_abs.float(), channels, "mean"), channels, options):
-        loss = _loss(few, specs, matrix, scale[channels], name)
-        if loss < least:
-            best, least = scale, loss
-    with_scale, without = (
-        _clipped_loss(few, specs, matrix, scale[channels], options, name) for scale in (best, torch.ones_like(best))
-    )
-    return best if with_scale < without else torch.ones_like(best)
+    none = torch.ones(int(channels.max()) + 1)
+    tried = [none, *_candidates(few, specs, pooled(gram.mean_abs.float(), channels, "mean"), channels, options)]
+    search = _Losses(few, specs, matrix, name)
+    losses = side_by_side(lambda scale: search.loss(scale[channels]), tried)
+    best = tried[min(range(len(tried)), key=losses.__getitem__)]
+    with_scale, without = (_clipped_loss(few, specs, matrix, scale[channels], options, name) for scale in (best, none))
+    return best if with_scale < without else none
 
 
 def _candidates(
@@ -140,13 +144,46 @@ def _relative(weight: Tensor, spec: QSpec) -> Tensor:
     return spec.granularity.from_blocks(relative, tuple(weight.shape))
 
 
-def _loss(weights: Sequence[Tensor], specs: Sequence[QSpec], gram: Tensor, scale: Tensor, name: str) -> float:
-    """The output error with min-max ranges, over all layers."""
-    total = 0.0
-    for weight, spec in zip(weights, specs):
-        t = rtn.quantize_weight(weight * scale, replace(spec, scale_type="f32"), rtn.Options("minmax"), name)
-        total += float(output_error(t.dequantize() / scale - weight, gram).sum(dtype=torch.float64))
-    return total
+class _Losses:
+    """The output errors of scales with min-max ranges, over all layers.
+
+    A scale whose first rows lose more than the best one so far in all need not be looked at further: which is the best
+    does not depend on that, nor on how many are tried at a time.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], specs: Sequence[QSpec], gram: Tensor, name: str) -> None:
+        self.gram, self.name, self.least = gram, name, math.inf
+        self.rows = [
+            (rows, replace(spec, scale_type="f32")) for w, spec in zip(weights, specs) for rows in _parts(w, spec)
+        ]
+
+    def loss(self, scale: Tensor) -> float:
+        """The error of a scale ``[K]``; infinity where it is not the least."""
+        total = 0.0
+        for rows, spec in self.rows:
+            t = rtn.quantize_weight(rows * scale, spec, rtn.Options("minmax"), self.name)
+            total += _error_sum((t.dequantize() / scale).sub_(rows), self.gram)
+            if total > self.least:
+                return math.inf
+        self.least = min(self.least, total)
+        return total
+
+
+def _parts(weight: Tensor, spec: QSpec) -> Sequence[Tensor]:
+    """Rows of a weight that are looked at together: all where they share a scale."""
+    return torch.split(weight, _clip.ROWS) if _clip.has_rows(spec) else [weight]
+
+
+def _error_sum(change: Tensor, gram: Tensor) -> float:
+    """``tr(D G Dᵀ)``: what lies above the diagonal of the symmetric G counts twice, and below it not at all."""
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(gram), _PANEL):
+        here = slice(first, first + _PANEL)
+        product = change[:, here] @ gram[here, here]
+        if first:
+            product.addmm_(change[:, :first], gram[:first, here], alpha=2)
+        total += product.mul_(change[:, here]).sum(dim=1).sum(dtype=torch.float64)
+    return float(total)
 
 
 def _clipped_loss(
@@ -154,16 +191,20 @@ def _clipped_loss(
 ) -> float:
     """The output error with searched clips, over all layers."""
     scaled = gram / torch.outer(scale, scale)
-    total = 0.0
-    for weight, spec in zip(weights, specs):
-        t = _clipped(weight * scale, replace(spec, scale_type="f32"), options, scaled, name)
-        total += float(_clip.row_errors(t, weight * scale, scaled).sum())
-    return total
+
+    def loss(piece: tuple[Tensor, QSpec]) -> float:
+        rows, spec = piece
+        t = _clipped(rows, spec, options, scaled, scaled, name)
+        return _error_sum(t.dequantize().sub_(rows), scaled)
+
+    each = [(w * scale, replace(spec, scale_type="f32")) for w, spec in zip(weights, specs)]
+    return sum(side_by_side(loss, [(rows, spec) for weight, spec in each for rows in _parts(weight, spec)]))
 
 
-def _clipped(weight: Tensor, spec: QSpec, options: Options, gram: Tensor, name: str) -> QTensor:
+def _clipped(weight: Tensor, spec: QSpec, options: Options, gram: Tensor, single: Tensor, name: str) -> QTensor:
+    """A weight, or some of its rows, with searched clips; ``single`` is the Gram matrix in float32."""
     ranges = ({options.calibrator: options.calibrator_options, None: None, "minmax": None}).items()
     starts = [rtn.quantize_weight(weight, spec, rtn.Options(*each), name) for each in ranges]
-    start = _clip.best_rows(starts, weight, gram)
+    start = _clip.best_rows(starts, weight, gram, single)
     ratios = [1 - (1 - options.least_clip) * step / max(options.clips - 1, 1) for step in range(options.clips)]
-    return _clip.search_clips(start, weight, gram, ratios, options.sweeps, name)
+    return _clip.search_clips(start, weight, gram, ratios, options.sweeps, name, single)
