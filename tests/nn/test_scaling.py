@@ -99,3 +99,14 @@ def test_experts_that_no_token_reached_stay() -> None:
     for number, expert in enumerate(experts):
         if number not in reached:
             assert torch.equal(expert.down_proj.weight, before[number])
+
+
+def test_logits_are_not_computed_for_what_comes_before_them() -> None:
+    model, calls = tiny("gemma3_text"), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda *_: calls.append(1))
+    plans = Recipe("W4A16-g16").plan((name, kind) for name, _, kind in kinds.quantizable(model))
+    notes = scale_model(model, plans, awq, [inputs("gemma3_text")])
+    assert "scaled the inputs" in notes[0]
+    assert not calls
+    assert model.get_output_embeddings() is head

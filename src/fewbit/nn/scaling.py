@@ -3,7 +3,8 @@ each scale folded into what feeds the group. The model's outputs stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -69,7 +70,7 @@ def scale_model(
     targets = find_targets(model, found, plans, algorithm)
     if not targets:
         return [f"{name} scaled nothing: {_why_none(found, name)}"]
-    samples = _sample(model, targets, batches, progress)
+    samples = _sample(model, found, targets, batches, progress)
     changed = 0
     for step, target in enumerate(targets, 1):
         changed += scale_group(model, found, target, samples[target.group.linears[0]], algorithm)
@@ -120,7 +121,7 @@ def scale_group(model: nn.Module, found: Layout, target: Target, inputs: Rows, a
 
 
 def _sample(
-    model: nn.Module, targets: list[Target], batches: Iterable[Any], progress: Progress | None
+    model: nn.Module, found: Layout, targets: list[Target], batches: Iterable[Any], progress: Progress | None
 ) -> dict[str, Rows]:
     """Rows of each group's input, by the name of its first layer."""
     samples = {}
@@ -132,9 +133,26 @@ def _sample(
     def receive(name: str, call: Call) -> None:
         samples[name].update(call.x)
 
-    with preserved_state(model), observed(model, list(samples), receive), torch.no_grad():
+    quiet = _without_head(model, found.head)
+    with quiet, preserved_state(model), observed(model, list(samples), receive), torch.no_grad():
         run_batches(model, batches, progress, "sample inputs")
     return samples
+
+
+@contextlib.contextmanager
+def _without_head(model: nn.Module, head: str) -> Iterator[None]:
+    """A context in which the output layer does nothing: nobody looks at logits, which for a large vocabulary cost as
+    much as the rest of a small model."""
+    if not head:
+        yield
+        return
+    parent_name, _, key = head.rpartition(".")
+    parent, layer = model.get_submodule(parent_name), model.get_submodule(head)
+    parent._modules[key] = nn.Identity()
+    try:
+        yield
+    finally:
+        parent._modules[key] = layer
 
 
 def _smooths(algorithm: ModuleType) -> bool:
