@@ -18,6 +18,7 @@ from fewbit import algorithms
 from fewbit.algorithms import rtn
 from fewbit.calibrate.gram import output_error
 from fewbit.errors import FewbitError
+from fewbit.onnxgraph import rules
 from fewbit.onnxpipeline.quantize import Job, Settings
 from fewbit.onnxpipeline.rounding import rounded
 from fewbit.recipe import Recipe, Rule
@@ -184,3 +185,28 @@ def test_a_shared_bias_and_a_computed_one_stay_what_they_are(tmp_path: Path) -> 
     values = {node.name: node.inputs[2].const_value.numpy() for node in made.graph if node.name in ("a_node", "c_node")}
     assert not np.array_equal(values["a_node"], values["c_node"])
     assert torch.isfinite(torch.tensor(found))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("recipe", ["W8A8", "W4A8"])
+def test_what_is_added_behind_static_products_is_corrected(tmp_path: Path, recipe: str, target: str) -> None:
+    data = [rows[None] for rows in ROWS]
+    found = {}
+    for correct in (True, False):
+        result, found[correct] = after(
+            tmp_path, attention(), recipe, data, ROWS[0][None], target=target, bias_correction=correct
+        )
+        assert len(result.layers) == 4
+        assert rules.violations(ir.load(tmp_path / "out.onnx"), target) == []
+    assert found[True] > found[False] - (1 if recipe == "W8A8" else 0)  # 8 bits hardly move a mean
+    added = [node for node in ir.load(tmp_path / "out.onnx").graph if node.name in ("qb_node", "kb_node", "vb_node")]
+    assert len(added) == 3
+
+
+def test_mixed_products(tmp_path: Path) -> None:
+    recipe = Recipe("W4A16-g16", rules=(Rule("q_node", scheme="W8A8"), Rule("y_node", scheme="W8A8-dynamic")))
+    data = [rows[None] for rows in ROWS]
+    result, found = after(tmp_path, attention(), recipe, data, ROWS[0][None])
+    assert [layer.weights.split("/")[1] for layer in result.layers] == ["channel", "channel", "g16", "g16"]
+    _, without = after(tmp_path, attention(), recipe, data, ROWS[0][None], algorithm="rtn", bias_correction=False)
+    assert found > without

@@ -165,13 +165,13 @@ def _measured(model: Any, wanted: dict[str, _Channels], batches: list[Any]) -> t
 
 
 def _first(batches: list[Any], samples: int) -> list[Any]:
-    """The first batches, at least one and no more once they hold so many samples."""
-    found = []
+    """The first batches, as far as they hold no more samples together; at least one."""
+    found = list[Any]()
     for batch in batches:
-        found.append(batch)
         samples -= max(map(len, _arrays(batch)), default=1)
-        if samples <= 0:
+        if found and samples < 0:
             break
+        found.append(batch)
     return found
 
 

@@ -87,8 +87,9 @@ def _absorbable(graph: Any, placement: Placement) -> list[tuple[Any, Any]]:
 
 
 def _write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, input_scale: float | None) -> None:
-    if layer.kind == "MatMul":
-        input_scale = None  # what is added behind it stays in float
+    if layer.kind == "MatMul" and bias is not None:  # what is added behind it stays in float
+        qdq.replace_bias(graph, layer, bias)
+        bias = None
     if bias is not None and input_scale is not None:
         scales = _each_output(layer, tensor.scale)
         wide = qdq.wide_enough(bias, input_scale, scales)
