@@ -221,9 +221,14 @@ def _descend(
         while len(waiting) < schedule.batch:
             waiting += [taught[i] for i in torch.randperm(len(taught), generator=generator).tolist()]
         batch, waiting = waiting[: schedule.batch], waiting[schedule.batch :]
+        made = {name: variable.value() for name, variable in variables.items()}
+        # Gradients of all windows are summed up here, and go on to what moves once.
+        values = {name: value.detach().requires_grad_(value.requires_grad) for name, value in made.items()}
         for window in batch:
-            values = {name: variable.value() for name, variable in variables.items()} | free
-            (loss(part.forward(values, part.inputs[window]), part.targets[window]) / len(batch)).backward()  # type: ignore[no-untyped-call]
+            (loss(part.forward(values | free, part.inputs[window]), part.targets[window]) / len(batch)).backward()  # type: ignore[no-untyped-call]
+        for name, value in made.items():
+            if value.requires_grad and values[name].grad is not None:
+                value.backward(values[name].grad)  # type: ignore[no-untyped-call]
         _step(rounded, adam, 2 * schedule.rounding * remaining / schedule.steps, remaining)
         if progress is not None:
             progress("reconstruct", step + 1, schedule.steps)
