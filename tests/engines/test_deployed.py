@@ -203,3 +203,33 @@ def test_an_example_that_the_model_does_not_take() -> None:
     model = fewbit.quantize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), "W8A8", [pictures()])
     with pytest.raises(FewbitError, match=r"does not take the example, float32 \(2, 4, 8, 8\): .* it takes 3 channels"):
         fewbit.deploy(model, torch.zeros(2, 4, 8, 8), "torch")
+
+
+class OpenVino:
+    """Stands for the package, and remembers what a model was compiled with."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[object, str, dict[str, object]]] = []
+
+    def Core(self) -> OpenVino:
+        return self
+
+    def read_model(self, data: bytes) -> bytes:
+        return data
+
+    def compile_model(self, model: bytes, device: str, config: dict[str, object]) -> object:
+        self.compiled.append((model, device, config))
+        return self
+
+
+def test_openvino_computes_in_float32_what_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    fake = OpenVino()
+    monkeypatch.setattr("fewbit.engines.openvino.require", lambda *_: fake)
+    monkeypatch.setattr(engines.get("openvino"), "installed", lambda: True)
+    fewbit.deploy(quantized(Residual), pictures(), "openvino", threads=3)
+    ((model, device, config),) = fake.compiled
+    assert isinstance(model, bytes)
+    assert device == "CPU"
+    assert config["INFERENCE_PRECISION_HINT"] == "f32"
+    assert config["INFERENCE_NUM_THREADS"] == 3

@@ -21,7 +21,7 @@ def collected(proto: Any, x: np.ndarray, centered: bool = False) -> tuple[Grams,
     model = as_ir(proto)
     simplify(model)
     found = {layer.name: layer for layer in layers.find(model)}
-    grams = Grams(list(found.values()), centered)
+    grams = Grams(list(found.values()), set(found) if centered else ())
     observe.observe(model, {}, [x], grams=grams)
     return grams, found, model
 

@@ -7,7 +7,7 @@ positions is taken. A convolution in groups has one matrix a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 
 import numpy as np
 import torch
@@ -30,10 +30,10 @@ class Grams:
 
     Args:
         layers: Those of a simplified model; transposed convolutions and those with three spatial axes are left out.
-        centered: Take the mean input out of the matrices of layers with a bias, for a bias that will make up for it.
+        centered: Names of those whose bias will make up for the mean input, which is taken out of their matrices.
     """
 
-    def __init__(self, layers: list[Layer], centered: bool = False) -> None:
+    def __init__(self, layers: list[Layer], centered: Collection[str] = ()) -> None:
         self.centered = centered
         self.layers = [la for la in layers if la.kind != "ConvTranspose" and len(la.weight.const_value.shape) < 5]
         self.names = sorted({layer.node.inputs[0].name for layer in self.layers})
@@ -68,7 +68,7 @@ class Grams:
         return self._found.get(self._keys.get(layer.name))
 
     def _centers(self, layer: Layer) -> bool:
-        return self.centered and layer.bias_at is not None
+        return layer.name in self.centered
 
     def _moments(self, layer: Layer, found: _Grouped) -> Tensor:
         """Sums of ``x xᵀ``, about the mean where a bias makes up for it."""

@@ -28,6 +28,7 @@ class Inputs:
         means: Mean inputs, where biases are corrected.
         grams: Gram matrices, where the algorithm weighs errors by them.
         data: What was seen.
+        corrected: Names of the layers whose biases are moved.
     """
 
     model: Any
@@ -35,14 +36,20 @@ class Inputs:
     means: Means | None
     grams: Grams | None
     data: Kept
+    corrected: frozenset[str]
 
     @classmethod
-    def wanted(cls, job: Job, layers: Sequence[Layer], data: Iterable[Any]) -> Inputs:
-        """Nothing seen yet of these layers."""
-        corrects = job.settings.bias_correction
-        means = Means(list(layers)) if corrects else None
-        grams = Grams(list(layers), centered=corrects) if job.wants_grams() else None
-        return cls(job.model, dict(job.layers), means, grams, Kept(data))
+    def wanted(cls, job: Job, layers: Sequence[Layer], data: Iterable[Any], static: Sequence[Layer] = ()) -> Inputs:
+        """Nothing seen yet of these layers.
+
+        What is added behind a MatMul with ``static`` activations stays: there the mean error is that of a few tokens
+        whose values lie beyond the range, and spread over all it does harm (MiniLM at W8A8: 18.6 dB became 14.5).
+        """
+        movable = [la for la in layers if la.bias_at is not None and not (la.kind == "MatMul" and la in static)]
+        corrected = frozenset(la.name for la in movable) if job.settings.bias_correction else frozenset()
+        means = Means([la for la in layers if la.name in corrected]) if corrected else None
+        grams = Grams(list(layers), centered=corrected) if job.wants_grams() else None
+        return cls(job.model, dict(job.layers), means, grams, Kept(data), corrected)
 
     def observe(self, statistics: dict[str, list[Statistic]], progress: Progress | None) -> None:
         """Go through the data, for these statistics of tensors as well.

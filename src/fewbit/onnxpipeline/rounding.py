@@ -26,9 +26,10 @@ def rounded(job: Job, plan: LayerPlan) -> tuple[QTensor, Tensor | None]:
     output where the data told the mean input."""
     layer = job.layers[plan.name]
     matrix, codes = _round_weight(job, plan)
-    bias = layer_bias(layer)
-    means = None if job.inputs is None else job.inputs.means
-    shift = None if means is None or layer.bias_at is None else means.correction(layer, matrix, codes)
+    bias, seen = layer_bias(layer), job.inputs
+    if layer.kind == "MatMul" and (seen is None or layer.name not in seen.corrected):
+        return codes, None
+    shift = None if seen is None or seen.means is None else seen.means.correction(layer, matrix, codes)
     if shift is not None:
         bias = shift if bias is None else bias.double() + shift
     return codes, None if bias is None else bias.float()
@@ -78,7 +79,7 @@ class Biases:
         """What a new node must add itself, before it takes the layer's place."""
         if layer.kind != "MatMul":
             return bias
-        if bias is not None and job.inputs is not None and job.inputs.means is not None:
+        if bias is not None:
             self.note(layer, bias, qdq.replace_bias(job.model.graph, layer, bias))
         return None
 

@@ -56,7 +56,7 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         job.notes.append(f"evened out the channels of {count} linear streams")
     places = placement.place(job.model, layers, job.target)
     others = [job.layers[plan.name] for plan in job.chosen if plan not in plans]  # of other schemes
-    job.inputs = Inputs.wanted(job, [*layers, *others], data)
+    job.inputs = Inputs.wanted(job, [*layers, *others], data, static=layers)
     codes = _activations(job, places, job.inputs, spec)
     weights, biases = _weights(job, usable)
     solved = Solved(job.model, job.target, places, codes, weights, biases)
