@@ -310,14 +310,15 @@ bool gram(const Kernels& with, GramProblem problem) {
   problem.along = aligned(packed_rows(static_cast<size_t>(2 * blocks * 16 * depth + kLine)));
   problem.across = problem.along + blocks * 16 * depth;
   float* acc = aligned(sums.get());
-  parallel_for(blocks, [&](int64_t block, int) { with.gram_pack(problem, block); });
+  // On torch's threads: they still spin after the loops that gathered the rows.
+  parallel_for(blocks, [&](int64_t block, int) { with.gram_pack(problem, block); }, static_cast<int>(most), true);
   parallel_for(
       squares * squares,
       [&](int64_t piece, int slot) {
         const int64_t down = piece / squares, right = piece % squares;
         if (right >= down) with.gram_square(problem, down, right, acc + slot * kSquare);
       },
-      static_cast<int>(most));
+      static_cast<int>(most), true);
   return true;
 }
 

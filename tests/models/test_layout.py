@@ -152,6 +152,16 @@ def test_each_expert_has_a_group_of_its_own() -> None:
     assert [group.feed.path for group in made if group.feed] == ["experts.0.up", "experts.1.up"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_behind_attention(family: str) -> None:
+    found = layout(tiny(family))
+    for block in found.blocks:
+        names = {name for group in block.groups for name in group.linears}
+        attention = {name for name in names if any(word in name for word in ("attn", "attention", "self"))}
+        first = {f"{block.name}.attention.output.dense"} if "bert" in family or family == "electra" else set()
+        assert block.behind_attention == names - attention - first
+
+
 def test_conditions_of_a_config() -> None:
     class Config:
         flag, name = True, "relu"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewbit.sequential.gates import Crew, Gate
+from fewbit.sequential.gates import Crew, Gate, Rehearsal
 
 
 def crew_of(layers: list[nn.Linear], windows: int = 5, threads: int = 2) -> tuple[Crew, list[Gate]]:
@@ -25,7 +25,7 @@ def crew_of(layers: list[nn.Linear], windows: int = 5, threads: int = 2) -> tupl
         return x
 
     crew = Crew(range(windows), run, "float32", threads)
-    gates += [Gate(layer, lambda x, n=number: crew.arrive(n, x)) for number, layer in enumerate(layers)]
+    gates += [Gate(layer, lambda x, n=number: crew.arrive(n, {n: x})) for number, layer in enumerate(layers)]
     return crew, gates
 
 
@@ -50,6 +50,25 @@ def test_a_gate_shows_what_it_stands_for() -> None:
     _, gates = crew_of([layer])
     assert gates[0].in_features == 4
     assert gates[0].weight is layer.weight
+
+
+def test_a_gate_that_nobody_holds_up_computes_in_float() -> None:
+    layer, after, seen = nn.Linear(4, 4), nn.Linear(4, 4), []
+    gate = Gate(layer, seen.append)
+    x = torch.ones(1, 4)
+    assert torch.equal(gate(x), layer(x))
+    assert seen == [x]
+    gate.put(after)
+    assert torch.equal(gate(x), after(x))
+    assert len(seen) == 1
+
+
+def test_a_rehearsal_runs_its_module_when_it_is_told_to() -> None:
+    layer = nn.Linear(4, 4)
+    stand = Rehearsal(layer, lambda run: (run(), run()))
+    x = torch.ones(1, 4)
+    assert all(torch.equal(each, layer(x)) for each in stand(x))
+    assert stand.in_features == 4
 
 
 def test_a_gate_does_not_keep_the_float_layer() -> None:

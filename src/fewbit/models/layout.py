@@ -26,6 +26,13 @@ class Block:
     readers: tuple[Reader, ...] = ()
     writers: tuple[str, ...] = ()
 
+    @property
+    def behind_attention(self) -> frozenset[str]:
+        """The linears behind those that mix the heads of the last attention: a gated product's, or the experts'."""
+        fed = [number for number, group in enumerate(self.groups) if group.feed and group.feed.kind == "values"]
+        behind = self.groups[fed[-1] + 1 :] if fed else self.groups
+        return frozenset(name for group in behind for name in group.linears)
+
 
 @dataclass(frozen=True)
 class Layout:

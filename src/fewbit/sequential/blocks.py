@@ -15,6 +15,7 @@ from fewbit.models.layout import Block
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture
 from fewbit.sequential.calibration import calibrate_and_solve, set_ranges
+from fewbit.sequential.collector import old_objects_left_out
 from fewbit.sequential.forward import over_windows, stand_ins
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
@@ -34,8 +35,9 @@ def run_stacks(work: Work, stacks: Sequence[Sequence[Block]]) -> None:
     left = sum(not work.store.finished(name) for name in names)
     work.begin(left, len(names) - left)
     work.expect(2 * len(work.mine) * left)
-    for number, stack in enumerate(stacks):
-        _run_stack(work, number, stack)
+    with old_objects_left_out():
+        for number, stack in enumerate(stacks):
+            _run_stack(work, number, stack)
 
 
 def run_tail(work: Work, behind: Sequence[LayerPlan], swapped: Sequence[LayerPlan]) -> list[str]:
@@ -136,7 +138,7 @@ def _run_block(
         groups = shared_inputs(block, module, plans, look, work.ranks)
         before = float_twin(module, work.settings)
         if in_order(work, plans):
-            notes, done = solve_in_order(work, groups, output, None if before is not None else behind.put)
+            notes, done = solve_in_order(work, block, groups, output, None if before is not None else behind.put)
         else:
             notes = calibrate_and_solve(work, groups, forward)
         if before is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ class Gate(capture.Stand):
 
     Args:
         layer: The layer, whose attributes the model may ask for.
-        arrive: Called with an input while there is no quantized layer; may wait for it, or raise.
+        arrive: Called with an input while there is no quantized layer; may wait for it, or raise. Where it does
+            neither, the float layer computes.
     """
 
     def __init__(self, layer: nn.Module, arrive: Callable[[Tensor], None]) -> None:
@@ -43,7 +45,24 @@ class Gate(capture.Stand):
         """What the quantized layer makes of an input."""
         if self.after is None:
             self.arrive(x)
-        return self.after(x)
+        return self._block(x) if self.after is None else self.after(x)
+
+
+class Rehearsal(capture.Stand):
+    """In the place of a module whose layers are quantized together: it may run once in float to show what they see.
+
+    Args:
+        module: The module.
+        call: Called with what runs it on the arguments that came, and returns what that does.
+    """
+
+    def __init__(self, module: nn.Module, call: Callable[[Callable[[], Any]], Any]) -> None:
+        super().__init__(module)
+        object.__setattr__(self, "call", call)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module makes of its arguments."""
+        return self.call(partial(self._block, *args, **kwargs))
 
 
 class Crew:
@@ -57,7 +76,7 @@ class Crew:
     """
 
     def __init__(self, windows: Sequence[int], run: Callable[[int], Tensor], compute: str, threads: int) -> None:
-        self.waiting: dict[int, tuple[int, Tensor]] = {}
+        self.waiting: dict[int, tuple[int, Mapping[int, Tensor]]] = {}
         self._outputs: dict[int, Tensor] = {}
         self._errors: dict[int, Exception] = {}
         self._run, self._compute = run, compute
@@ -115,8 +134,12 @@ class Crew:
                 self._busy += 1
             self._doors[number].set()
 
-    def arrive(self, number: int, x: Tensor) -> None:
+    def arrive(self, number: int, inputs: Mapping[int, Tensor]) -> None:
         """Called by gates: wait until they are open.
+
+        Args:
+            number: Of the gates that open together.
+            inputs: What to show meanwhile.
 
         Raises:
             Stop: The crew is sent home.
@@ -125,7 +148,7 @@ class Crew:
             door = self._doors[number]
             waits = not (door.is_set() or self._closed)
             if waits:
-                self.waiting[self._local.window] = (number, x)
+                self.waiting[self._local.window] = (number, inputs)
                 self._rests()
         if waits:
             self._slots.give()
