@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx_cases import Maker, as_ir, convnet, mlp, pictures
 
-from fewbit.algorithms import rtn
+from fewbit.algorithms import gptq, rtn
 from fewbit.calibrate.gram import output_error
 from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import layers, observe
@@ -50,6 +50,24 @@ def test_the_error_of_a_weight_is_that_of_the_output(name: str, centered: bool) 
     np.testing.assert_allclose(predicted.numpy(), (error**2).mean(axes), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 64])
+def test_an_input_that_does_not_vary_is_no_reason_to_round_to_anything(rows: int) -> None:
+    model = as_ir(mlp())
+    simplify(model)
+    found = layers.find(model)
+    first = next(la for la in found if la.node.inputs[0] is model.graph.inputs[0])
+    grams = Grams([first], centered={first.name})
+    columns = first.matrix().shape[1]
+    x = np.random.default_rng(3).standard_normal((1, columns)).astype(np.float32)
+    grams.see({first.node.inputs[0].name: np.repeat(x, rows, axis=0)})
+    statistics = grams.statistics(first)
+    assert statistics is not None
+    codes = gptq.quantize_weight(first.matrix(), SPEC, gptq.Options(), "w", statistics)
+    nearest = rtn.quantize_weight(first.matrix(), SPEC)
+    errors = [(each.dequantize() - first.matrix()).square().sum() for each in (codes, nearest)]
+    assert errors[0] < 2 * errors[1]
+
+
 def test_groups_have_a_matrix_each_and_rounding_by_it_is_no_worse() -> None:
     grams, found, _ = collected(convnet(), pictures(4))
     layer = found["depth_node"]
@@ -83,3 +101,5 @@ def test_one_dimensional_convolutions_and_large_inputs() -> None:
     first = rows.statistics(layer["first_node"])
     assert first is not None
     assert first.gram.count == 3
+    assert rows.is_thin(layer["first_node"])
+    assert not grams.is_thin(found["y_node"])

@@ -49,7 +49,7 @@ def test_what_is_not_faster_stays_in_float(tmp_path: Path, monkeypatch: pytest.M
     assert [region["kept"] for region in result.regions] == [False, True]
     assert set(result.skipped) == {"stem_node", "side_node", "mixed_node"}
     assert [layer.name for layer in result.layers] == ["out_node"]
-    assert "the biases of 1 layer was corrected" in result.notes
+    assert "the bias of 1 layer was corrected" in result.notes
     floats = [n.name for n in ir.load(out).graph if n.op_type == "Conv" and n.inputs[1].const_value is not None]
     assert floats == ["stem_node", "side_node", "mixed_node"]
 

@@ -305,7 +305,8 @@ def test_outputs_that_numpy_cannot_hold_are_passed_over(tmp_path: Path) -> None:
     proto.graph.node.append(onnx.helper.make_node("Cast", ["out"], ["half"], to=onnx.TensorProto.BFLOAT16))
     proto.graph.output.append(onnx.helper.make_tensor_value_info("half", onnx.TensorProto.BFLOAT16, ["n", 10]))
     result, out = quantized(tmp_path, proto, "W4A16-g16", [X])
-    assert result.notes == ("the biases of 2 layers were corrected",)
+    few = "out_node: the data has less than two rows"
+    assert [note for note in result.notes if few not in note] == ["the biases of 2 layers were corrected"]
     runner = Runner(out)
     assert runner.run({"x": X}, ["out"])["out"].shape == (64, 10)
     with pytest.raises(FewbitError, match=r"the output 'half' is tensor\(bfloat16\), which .* end the model in a Cast"):

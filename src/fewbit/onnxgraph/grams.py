@@ -23,6 +23,9 @@ from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxgraph.means import geometry
 
 _ROWS = 2048  # of one piece of data; 4 K where that is more
+# The least variance of an input, as a share of its mean square. An input that never varied in the data may vary later,
+# and what is left of one that hardly did is what was rounded in the sums.
+_LEAST_SPREAD = 1e-4
 
 
 class Grams:
@@ -64,6 +67,11 @@ class Grams:
         found = self._of(layer)
         return None if found is None else self._moments(layer, found) / found.count
 
+    def is_thin(self, layer: Layer) -> bool:
+        """Whether a layer saw less than two rows for each of its inputs: what is fitted to so few fits only them."""
+        found = self._of(layer)
+        return found is not None and found.count < 2 * found.products.shape[-1]
+
     def _of(self, layer: Layer) -> _Grouped | None:
         return self._found.get(self._keys.get(layer.name))
 
@@ -71,10 +79,14 @@ class Grams:
         return layer.name in self.centered
 
     def _moments(self, layer: Layer, found: _Grouped) -> Tensor:
-        """Sums of ``x xᵀ``, about the mean where a bias makes up for it."""
+        """Sums of ``x xᵀ`` ``[groups, K, K]``, about the mean where a bias makes up for it."""
         if not self._centers(layer):
             return found.products
-        return found.products - found.sums[:, :, None] * found.sums[:, None, :] / found.count
+        about = found.products - found.sums[:, :, None] * found.sums[:, None, :] / found.count
+        least = _LEAST_SPREAD * found.products.diagonal(dim1=1, dim2=2)
+        variance = about.diagonal(dim1=1, dim2=2)
+        variance.copy_(torch.maximum(variance, least))
+        return about
 
 
 def round_groups(layer: Layer, spec: QSpec, grams: Grams) -> QTensor | None:

@@ -203,11 +203,24 @@ class Job:
         if self.inputs is not None and self.inputs.means is not None:
             count = sum(self.inputs.means.answers(self.inputs.layers[one.name]) for one in self.told)
         if count:
-            self.notes.append(f"the biases of {count} layer{' was' if count == 1 else 's were'} corrected")
+            layers = "bias of 1 layer was" if count == 1 else f"biases of {count} layers were"
+            self.notes.append(f"the {layers} corrected")
+        if thin := self._thin():
+            self.notes.append(
+                f"{', '.join(thin)}: the data has less than two rows for each input there, which {self.algorithm} may "
+                "fit by chance: give more samples, or take rtn, which does not look at them"
+            )
         if self.nearest:
             self.notes.append(
                 f"rounded to nearest, as {self.algorithm} has no inputs of such layers: {', '.join(self.nearest)}"
             )
+
+    def _thin(self) -> list[str]:
+        """Layers whose inputs tell little; of static activations, whose error is larger, that is no matter."""
+        seen = self.inputs
+        if seen is None or seen.grams is None or _kind(self.recipe.default()) == "static":
+            return []
+        return [one.name for one in self.told if seen.grams.is_thin(seen.layers[one.name])]
 
     def prepare(self) -> list[LayerPlan]:
         """Bring the graph to the form that is quantized, and plan its layers."""
