@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import inputs, tiny_folder
 
+from fewbit.errors import FewbitError
 from fewbit.recipe import as_recipe
 from fewbit.sequential import staged
 from fewbit.sequential.calibration import calibrate_and_solve
@@ -91,6 +92,14 @@ def test_threads_change_no_bit(tmp_path: Path, scheme: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert made[0] == made[1] == made[2]
+
+
+def test_what_learns_convolutions_does_not_stand_for_another_algorithm_here(tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "model", "llama")
+    data = windows([inputs("llama", 2)])
+    job = FolderJob(source, tmp_path / "out", Settings(as_recipe("W4A16-g16"), "brecq"), data)
+    with pytest.raises(FewbitError, match=r"brecq learns the blocks of networks of convolutions; .* take autoround"):
+        quantize_folder(job)
 
 
 def test_the_length_of_a_window() -> None:

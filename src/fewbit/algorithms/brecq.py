@@ -25,6 +25,8 @@ from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 
 NEEDS: tuple[str, ...] = ("gram",)
+#: Blocks are found by their convolutions; a transformer's would be left as GPTQ rounded them.
+INSTEAD_FOR_TRANSFORMERS = "autoround"
 
 
 @dataclass(frozen=True)

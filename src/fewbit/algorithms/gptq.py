@@ -94,10 +94,8 @@ def quantize_weight(
         return _kept(_rows(part, solver, spec, group, options, name), spec)
 
     parts = torch.split(work, shape[0] if isinstance(spec.granularity, PerTensor) else _part(*work.shape))
-    two = work.device.type == "cpu" and torch.get_num_threads() in (
-        2,
-        3,
-    )  # more are better off with torch's own threads
+    # More than three threads are better off as torch's own.
+    two = work.device.type == "cpu" and torch.get_num_threads() in (2, 3)
     with solver.damping_applied():
         done = side_by_side(rounded, parts, 2) if two else [rounded(part) for part in parts]
     return _lattice.to_qtensor(_joined(done), spec, shape)

@@ -10,7 +10,7 @@ from fewbit.errors import FewbitError
 from fewbit.onnxgraph.constants import array_of
 from fewbit.onnxgraph.layers import KINDS
 
-_NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "PRelu")
+_NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Clip", "LeakyRelu", "PRelu")
 
 

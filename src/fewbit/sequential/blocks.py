@@ -31,6 +31,7 @@ def run_stacks(work: Work, stacks: Sequence[Sequence[Block]]) -> None:
         FewbitError: The model does not run its blocks one after another, or values are not finite.
     """
     _check_static(work)
+    _check_algorithm(work)
     names = [block.name for stack in stacks for block in stack]
     left = sum(not work.store.finished(name) for name in names)
     work.begin(left, len(names) - left)
@@ -168,6 +169,14 @@ def _checked(output: Tensor, name: str) -> Tensor:
             "its layers more bits, or skip them with a rule"
         )
     return output
+
+
+def _check_algorithm(work: Work) -> None:
+    instead = getattr(work.settings.rounding, "INSTEAD_FOR_TRANSFORMERS", None)
+    if instead is not None:
+        raise FewbitError(
+            f"{work.settings.algorithm} learns the blocks of networks of convolutions; for this model's take {instead}"
+        )
 
 
 def _check_static(work: Work) -> None:

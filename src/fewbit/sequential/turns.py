@@ -3,7 +3,8 @@
 With codes of 4 bits and more each group comes in a turn of its own, on what the quantized layers before it put out.
 With fewer bits those behind attention come together: what a function of coarsely quantized layers puts out is a worse
 guide for the layer behind it than what the float ones do. On Gemma-3-270M at 3 bits, judged on windows beside the
-published ones, that gave a KL divergence of 0.526 from the float model; all groups of a block together 0.531.
+published ones, that gave a KL divergence of 0.526 from the float model; all groups of a block together 0.531. At 2 bits
+it is the other way round, 1.337 and 1.290 on the published ones.
 """
 
 from __future__ import annotations
