@@ -20,6 +20,7 @@
 #include "cpu.h"
 #include "dispatch.h"
 #include "gptq_module.h"
+#include "lookup_module.h"
 #include "lowbit_module.h"
 #include "passes.h"
 #include "threads.h"
@@ -300,5 +301,6 @@ NB_MODULE(_native, m) {
   m.def("unpack", &fewbit::unpack, "data"_a, "bits"_a, "signed"_a, "out"_a);
   fewbit::gptq_module(m, fewbit::active);
   fewbit::attention_module(m, fewbit::active);
+  fewbit::lookup_module(m);
   fewbit::bind_lowbit(m, &fewbit::active);
 }

@@ -345,6 +345,15 @@ def attention(
         out: bfloat16 [B, H, Q, V].
     """
 
+def lookup(table: Array, x: Array, out: Array) -> None:
+    """``out[i] = table[x[i]]``, the bits of a value of 16 bits as the place in the table.
+
+    Args:
+        table: Of 16 bits [65536].
+        x: Of 16 bits [n].
+        out: Of 16 bits [n].
+    """
+
 def unpack(data: Array, bits: int, signed: bool, out: Array) -> None:
     """One code a byte: code i is the bits from ``i * bits`` on of a little-endian stream, lowest bit first.
 

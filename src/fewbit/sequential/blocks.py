@@ -14,6 +14,7 @@ from fewbit.errors import FewbitError, failing
 from fewbit.models.layout import Block
 from fewbit.recipe import LayerPlan
 from fewbit.sequential import capture
+from fewbit.sequential.activations import tabled
 from fewbit.sequential.calibration import calibrate_and_solve, set_ranges
 from fewbit.sequential.collector import old_objects_left_out
 from fewbit.sequential.forward import over_windows, stand_ins
@@ -138,10 +139,11 @@ def _run_block(
         look = (lambda: forward(first or 0)) if work.generic else None
         groups = shared_inputs(block, module, plans, look, work.ranks)
         before = float_twin(module, work.settings)
-        if in_order(work, plans):
-            notes, done = solve_in_order(work, block, groups, output, None if before is not None else behind.put)
-        else:
-            notes = calibrate_and_solve(work, groups, forward)
+        with capture.replaced(work.store.model, tabled(work.store.model, block.name, work.compute)):
+            if in_order(work, plans):
+                notes, done = solve_in_order(work, block, groups, output, None if before is not None else behind.put)
+            else:
+                notes = calibrate_and_solve(work, groups, forward)
         if before is not None:
             notes += reconstruct(work, before, module, lambda m, w: calls[w].outputs(m, states.get(w)))
     else:
@@ -156,7 +158,9 @@ def _run_block(
 
 def _outputs(work: Work, block: Block, output: Callable[[int], Tensor], behind: HiddenStates) -> None:
     """What the quantized block makes of every window."""
-    with capture.replaced(work.store.model, stand_ins(work.store.model, work.compute, block.name)):
+    model, compute = work.store.model, work.compute
+    stands = stand_ins(model, compute, block.name) | tabled(model, block.name, compute)
+    with capture.replaced(model, stands):
         for window, state in over_windows(work.mine, output, work.compute, work.threads):
             behind.put(window, state)
             work.step()
