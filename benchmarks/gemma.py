@@ -143,10 +143,11 @@ def report(rows: list[Row], perplexity: float) -> str:
         "",
         "64 calibration windows of 512 tokens of wikitext2-valid; judged on the first 32 windows of 512 of",
         f"wikitext2-test, `<bos>` before each. Float: perplexity {perplexity:.2f}. Bits count codes, float16 scales",
-        "and zero points; seconds are processor time of quantizing, of all threads together.",
+        "and zero points; seconds are those of quantizing, by the clock and of all threads together. What else there",
+        "is to know of the rows stands in `gemma_notes.md`.",
         "",
     ]
-    columns = ["", "bits", "perplexity", "KL", "same top-1", "s of processor", "threads"]
+    columns = ["", "bits", "perplexity", "KL", "same top-1", "s", "s of processor", "threads"]
     for at in AT:
         some = sorted((row for row in rows if row.at == at), key=lambda row: row.kl)
         cells = [
@@ -156,6 +157,7 @@ def report(rows: list[Row], perplexity: float) -> str:
                 f"{row.perplexity:.2f}",
                 f"{row.kl:.3f}",
                 f"{row.agreement:.1%}",
+                f"{row.seconds:.0f}",
                 f"{row.processor:.0f}",
                 str(row.threads),
             ]

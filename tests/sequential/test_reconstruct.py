@@ -11,6 +11,7 @@ from tiny_models import tiny
 import fewbit
 from fewbit.algorithms import autoround
 from fewbit.nn import quantized_layers
+from fewbit.recipe import Recipe, Rule
 
 
 def data() -> list[torch.Tensor]:
@@ -23,18 +24,29 @@ def error(model, quantized) -> float:
     return sum(float((a - b).square().mean()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_autoround_is_better_than_its_start_and_deterministic(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "spec"), [("llama", "W2A16-g8"), ("gpt2", "W2A16-g8"), ("llama", "W4A8-dynamic")])
+def test_autoround_is_better_than_its_start_and_deterministic(
+    family: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny(family).eval()
     schedules = tuple(dataclasses.replace(each, steps=30, batch=4, scales=3e-3) for each in autoround.RECONSTRUCTS)
     monkeypatch.setattr(autoround, "RECONSTRUCTS", schedules)
-    learned = fewbit.quantize(model, "W2A16-g8", data(), algorithm="autoround")
-    start = fewbit.quantize(model, "W2A16-g8", data(), algorithm="gptq")
-    if family == "llama":
-        assert error(model, learned) < error(model, start)
-    else:  # its Conv1D layers stand transposed and stay as they were
-        assert error(model, learned) <= error(model, start) * 1.0001
-    again = fewbit.quantize(model, "W2A16-g8", data(), algorithm="autoround")
+    learned = fewbit.quantize(model, spec, data(), algorithm="autoround")
+    start = fewbit.quantize(model, spec, data(), algorithm="gptq")
+    assert error(model, learned) < error(model, start)
+    again = fewbit.quantize(model, spec, data(), algorithm="autoround")
     for name, value in learned.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     assert len(quantized_layers(learned)) == len(quantized_layers(start))
+
+
+def test_what_is_not_learned_is_told() -> None:
+    model = tiny("llama").eval()
+    about = fewbit.nn.info(fewbit.quantize(model, "W4A16-g16", data(), algorithm="autoround"))
+    assert about is not None
+    assert not [note for note in about.notes if "not learned" in note]
+    recipe = Recipe("W4A16-g16", rules=(Rule("*q_proj", scheme="W8A16"),))
+    about = fewbit.nn.info(fewbit.quantize(model, recipe, data(), algorithm="autoround"))
+    assert about is not None
+    (note,) = [note for note in about.notes if "not learned" in note]
+    assert note.endswith("it is not learned for model.layers.0.self_attn.q_proj and 1 more")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from fewbit.algorithms._reconstruction import Learned, Part, Schedule, learn, re
 from fewbit.calibrate.collect import Progress
 from fewbit.errors import failing
 from fewbit.kernels.weights import PackedMatrix
+from fewbit.nn import kinds
 from fewbit.nn.check import first_tensor
 from fewbit.nn.fast_float import fast_float
+from fewbit.nn.quantizers import DynamicQuantizer
 from fewbit.nn.swap import quantized_layers, quantized_weight
 from fewbit.nn.weight import PackedWeight
 from fewbit.numbers.qtensor import QTensor
@@ -69,7 +71,7 @@ def tune(
         compared = _Compared(original, fixed_values(original, quantized, start), windows)
         part = Part(
             compared.forward,
-            {name: parameters[name].detach() for name in start},
+            matrices(original, start),
             start,
             range(len(windows)),
             range(len(windows)),
@@ -103,7 +105,7 @@ class _Compared:
 
     def forward(self, values: Mapping[str, Tensor], window: int) -> Tensor:
         """The output under these values."""
-        return self._output({**self.fixed, **values}, window)
+        return self._output({**self.fixed, **as_parameters(self.model, values)}, window)
 
     def loss(self, output: Tensor, window: int) -> Tensor:
         """How far the output is from the float model's."""
@@ -147,17 +149,45 @@ def _exact(head: nn.Module | None, device: torch.device) -> Iterator[None]:
         inside.close()
 
 
+def learnable(kind: str | None, bits: int, static: bool) -> bool:
+    """Whether a layer's codes and scales can be learned: few bits, and an input that is float or gets its codes when it
+    comes, which learning looks past."""
+    return kind in ("Linear", "Conv1D") and bits < 8 and not static
+
+
 def tunable(original: nn.Module, quantized: nn.Module) -> dict[str, QTensor]:
-    """The weights, by their names in the float model, of linear layers whose input stays float."""
+    """The weights ``[out, K]``, by their names in the float model, of linear layers that are :func:`learnable`."""
     parameters = dict(original.named_parameters())
     found = {}
     for name, layer in quantized_layers(quantized).items():
         weight, parameter = quantized_weight(layer), parameters.get(f"{name}.weight")
-        shape = None if parameter is None else tuple(parameter.shape)
-        few = weight.packed.spec.bits < 8 and weight.input_quantizer is None
-        if few and shape == weight.packed.matrix_shape and type(original.get_submodule(name)) is nn.Linear:
+        if parameter is None:
+            continue
+        module = original.get_submodule(name)
+        static = not isinstance(weight.input_quantizer, DynamicQuantizer | None)
+        few = learnable(kinds.kind(module), weight.packed.spec.bits, static) and not kinds.has_own_forward(module)
+        if few and tuple(kinds.as_matrix(module, parameter).shape) == weight.packed.matrix_shape:
             found[f"{name}.weight"] = weight.weight_qtensor()
     return found
+
+
+def matrices(original: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Float weights of a model as ``[out, K]``."""
+    parameters = dict(original.named_parameters())
+    return {name: kinds.as_matrix(_owner(original, name), parameters[name].detach()) for name in names}
+
+
+def as_parameters(original: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices ``[out, K]`` as the model's own layers hold them; other values as they are."""
+    return {name: value.t() if _is_turned(original, name) else value for name, value in values.items()}
+
+
+def _is_turned(original: nn.Module, name: str) -> bool:
+    return name.endswith("weight") and kinds.kind(_owner(original, name)) == "Conv1D"
+
+
+def _owner(original: nn.Module, name: str) -> nn.Module:
+    return original.get_submodule(name.rpartition(".")[0])
 
 
 def fixed_values(original: nn.Module, quantized: nn.Module, start: Mapping[str, QTensor]) -> dict[str, Tensor]:
@@ -167,11 +197,11 @@ def fixed_values(original: nn.Module, quantized: nn.Module, start: Mapping[str, 
         bias, own = getattr(layer, "bias", None), parameters.get(f"{name}.bias")
         if isinstance(bias, Tensor) and own is not None:
             fixed[f"{name}.bias"] = bias.detach().to(own.dtype)
-        own = parameters.get(f"{name}.weight")
-        if f"{name}.weight" not in start and own is not None:
-            values = quantized_weight(layer).weight_qtensor().dequantize()
-            if values.numel() == own.numel() and values.shape[0] == own.shape[0]:
-                fixed[f"{name}.weight"] = values.reshape(own.shape).to(own.dtype)
+        key = f"{name}.weight"
+        own = parameters.get(key)
+        if key not in start and own is not None and kinds.kind(original.get_submodule(name)) != "ConvTranspose2d":
+            matrix = quantized_weight(layer).weight_qtensor().dequantize()
+            fixed[key] = as_parameters(original, {key: matrix})[key].reshape(own.shape).to(own.dtype)
     return fixed
 
 

@@ -20,8 +20,9 @@ from fewbit.sequential.collector import old_objects_left_out
 from fewbit.sequential.forward import over_windows, stand_ins
 from fewbit.sequential.groups import shared_inputs
 from fewbit.sequential.hidden import HiddenStates
-from fewbit.sequential.reconstruct import float_twin, reconstruct
+from fewbit.sequential.reconstruct import float_twin, reconstruct, unlearned_note
 from fewbit.sequential.staged import in_order, solve_in_order
+from fewbit.sequential.thin import few_positions, few_windows
 from fewbit.sequential.work import Passed, Work
 
 
@@ -37,6 +38,7 @@ def run_stacks(work: Work, stacks: Sequence[Sequence[Block]]) -> None:
     left = sum(not work.store.finished(name) for name in names)
     work.begin(left, len(names) - left)
     work.expect(2 * len(work.mine) * left)
+    work.notes += few_windows(work)
     with old_objects_left_out():
         for number, stack in enumerate(stacks):
             _run_stack(work, number, stack)
@@ -81,7 +83,9 @@ def is_static(plan: LayerPlan) -> bool:
 def _run_stack(work: Work, number: int, stack: Sequence[Block]) -> None:
     names = tuple(block.name for block in stack)
     states = work.states(f"{number}-0000")
-    calls, form = _enter(work, names, states)
+    calls, form, positions = _enter(work, names, states)
+    plans = [plan for name in names for plan in work.planned(name)]
+    work.notes += few_positions(work, plans, positions) + unlearned_note(work, plans)
     for index, block in enumerate(stack):
         behind = work.states(f"{number}-{index + 1:04d}")
         if not work.store.finished(block.name):
@@ -94,9 +98,10 @@ def _run_stack(work: Work, number: int, stack: Sequence[Block]) -> None:
 
 def _enter(
     work: Work, names: tuple[str, ...], states: HiddenStates
-) -> tuple[dict[int, list[capture.BlockCall]], object]:
-    """How each block is called, window by window; the first block's inputs are put into ``states``."""
-    interned, form = capture.Interned(), None
+) -> tuple[dict[int, list[capture.BlockCall]], object, int]:
+    """How each block is called, window by window, what the first one returns, and how many positions all windows have
+    together; the first block's inputs are put into ``states``."""
+    interned, form, positions = capture.Interned(), None, 0
     calls: dict[int, list[capture.BlockCall]] = {}
     resumed = work.store.finished(names[0])
     work.store.load(names[0], "float32")
@@ -110,11 +115,13 @@ def _enter(
 
     for window, seen in over_windows(work.mine, run, "float32", 1):
         calls[window] = seen.calls
+        positions += 0 if seen.hidden is None else seen.hidden.shape[:-1].numel()
         if not resumed and seen.hidden is not None:
             states.put(window, seen.hidden)
     if resumed:
         work.store.unload(names[0])
-    return calls, form
+    # Of other processes' windows only the number is known here.
+    return calls, form, positions * len(work.windows) // max(1, len(work.mine))
 
 
 def _run_block(
@@ -167,7 +174,8 @@ def _outputs(work: Work, block: Block, output: Callable[[int], Tensor], behind: 
 
 
 def _checked(output: Tensor, name: str) -> Tensor:
-    if not bool(torch.isfinite(output).all()):
+    # The ends are NaN where a value is; to look at each value for itself takes four times as long.
+    if output.numel() and not all(map(torch.isfinite, output.aminmax())):
         raise FewbitError(
             f"the outputs of the quantized block {name} are not finite on a calibration window; look at the data, give "
             "its layers more bits, or skip them with a rule"

@@ -25,8 +25,8 @@ from fewbit.sequential.work import Work
 Group = Sequence[LayerPlan]
 Fold = tree.Fold[InputSums]
 
-# Every eighth window judges the candidates of algorithms that choose between them.
-_HELD_BACK_EVERY = 8
+#: Each window of this number judges the candidates of algorithms that choose between them.
+HELD_BACK_EVERY = 8
 
 
 def calibrate_and_solve(work: Work, groups: Sequence[Group], forward: Callable[[int], object]) -> list[str]:
@@ -75,7 +75,7 @@ def starved_note(starved: Sequence[str]) -> list[str]:
 
 def is_held_back(window: int) -> bool:
     """Whether a window judges candidates."""
-    return window % _HELD_BACK_EVERY == _HELD_BACK_EVERY - 1
+    return window % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
 
 
 def set_ranges(work: Work, plans: Sequence[LayerPlan], forward: Callable[[int], object]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fewbit.algorithms._reconstruction import Part, learn, relative_error
 from fewbit.errors import FewbitError, failing
 from fewbit.nn.swap import quantized_weight
-from fewbit.nn.tune import fixed_values, put, tunable
+from fewbit.nn.tune import as_parameters, fixed_values, learnable, matrices, put, tunable
+from fewbit.recipe import LayerPlan
 from fewbit.sequential.capture import REMEDY
 from fewbit.sequential.forward import computing
 from fewbit.sequential.solve import Settings
@@ -33,6 +34,32 @@ def float_twin(block: nn.Module, settings: Settings) -> nn.Module | None:
     if not hasattr(settings.rounding, "RECONSTRUCTS"):
         return None
     return copy.deepcopy(block).requires_grad_(False)
+
+
+def unlearned_note(work: Work, plans: Sequence[LayerPlan]) -> list[str]:
+    """A note on layers of blocks whose rounding cannot be learned, for an algorithm that would.
+
+    Args:
+        work: The run.
+        plans: Layers that are quantized.
+    """
+    if not hasattr(work.settings.rounding, "RECONSTRUCTS"):
+        return []
+    left = [plan.name for plan in plans if not _is_learned(plan)]
+    if not left:
+        return []
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    note = (
+        f"{work.settings.algorithm} learns the rounding of linear layers with weights of fewer than 8 bits and without "
+        f"static activations; it is not learned for {left[0]}{more}"
+    )
+    return [note]
+
+
+def _is_learned(plan: LayerPlan) -> bool:
+    assert plan.scheme is not None
+    scheme = plan.scheme
+    return learnable(plan.kind, scheme.weights.bits, scheme.activations is not None and not scheme.dynamic)
 
 
 def reconstruct(work: Work, twin: nn.Module, block: nn.Module, call: Call) -> list[str]:
@@ -58,7 +85,7 @@ def reconstruct(work: Work, twin: nn.Module, block: nn.Module, call: Call) -> li
     fixed = fixed_values(twin, block, start)
 
     def forward(values: Mapping[str, Tensor], window: int) -> Tensor:
-        every = {**fixed, **values}
+        every = {**fixed, **as_parameters(twin, values)}
         with computing(work.compute), _failing(window):
             return call(lambda *a, **k: torch.func.functional_call(twin, every, a, k), window).float()
 
@@ -76,8 +103,7 @@ def reconstruct(work: Work, twin: nn.Module, block: nn.Module, call: Call) -> li
         with torch.no_grad(), computing(work.compute), _failing(window):
             return call(twin, window).float()
 
-    parameters = dict(twin.named_parameters())
-    weights = {name: parameters[name] for name in start}
+    weights = matrices(twin, start)
     for schedule in work.settings.rounding.RECONSTRUCTS:
         start = learn(Part(forward, weights, start, work.mine, work.mine, loss), schedule).weights
     for name, t in start.items():
