@@ -52,7 +52,7 @@ def test_a_race_for_people(command: Any) -> None:
     done = command("bench", "--shape", "1x64x32", "--bits", "8", "--no-peers", "--rounds", "1", "--threads", "1")
     torch.set_num_threads(before)
     assert done.code == 0, done.stderr
-    for words in ("int8 channel, 1×64×32", "of the limit", "limits with 1 threads", "fewbit min-max"):
+    for words in ("int8 channel, 1×64×32", "of the limit", "limits with 1 thread:", "fewbit min-max"):
         assert words in done.stdout
 
 

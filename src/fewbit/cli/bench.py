@@ -11,6 +11,7 @@ import typer
 from fewbit.cli.options import AsJson
 from fewbit.cli.session import Session, running
 from fewbit.errors import FewbitError
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,7 +155,7 @@ def _tables(rows: list[Row], limits: Limits | None) -> list[Table]:
         tables[key].add_row(row.name, *numbers, f"{row.gigaops:.0f}", share)
     if limits is not None and tables:
         list(tables.values())[-1].caption = (
-            f"limits with {limits.threads} threads: reads {1e-9 * limits.read:.1f} GB/s, "
+            f"limits with {counted(limits.threads, 'thread')}: reads {1e-9 * limits.read:.1f} GB/s, "
             f"int8 {1e-9 * limits.best_int8:.0f} GOP/s, float32 {1e-9 * limits.float32:.0f} GFLOP/s"
         )
     return list(tables.values())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fewbit.cli.evaluate import find_tokenizer, read_text
 from fewbit.cli.session import Session
 from fewbit.errors import FewbitError
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -151,7 +152,7 @@ def _told(document: dict[str, Any]) -> str:
 
     threads, prompt = document["threads"], seconds_text(document["prompt_seconds"])
     speed = f"{document['tokens']} tokens at {document['tokens_per_second']:.1f} tokens/s"
-    how = f"{threads} thread{'' if threads == 1 else 's'}, {document['dtype']}"
+    how = f"{counted(threads, 'thread')}, {document['dtype']}"
     return (
         f"{speed} ({how}); the prompt's {document['prompt_tokens']} tokens took {prompt}; keys and values: "
         f"{document['kv']}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fewbit.cli.options import DataOptions, Streaming
 from fewbit.cli.session import Session, check_output, check_sources, refuse_options
 from fewbit.errors import FewbitError
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -135,7 +136,7 @@ def _shown(document: dict[str, Any]) -> list[RenderableType]:
         parts.append(_region_table(document["regions"]))
     count, before, after = len(document["layers"]), document["bytes_before"], document["bytes_after"]
     summary = (
-        f"{count} layer{'' if count == 1 else 's'} quantized for {document['target']}, {len(document['skipped'])} left "
+        f"{counted(count, 'layer')} quantized for {document['target']}, {len(document['skipped'])} left "
         f"in float; {document['output']} holds {count_text(after)} bytes ({smaller_text(before, after)})"
     )
     return [*parts, *(f"note: {escape(note)}" for note in document["notes"]), escape(summary)]

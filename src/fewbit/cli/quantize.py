@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fewbit.cli.options import DataOptions, Streaming
 from fewbit.cli.session import Session, check_output, check_sources, refuse_options
 from fewbit.errors import FewbitError
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -174,7 +175,7 @@ def shown(document: dict[str, Any]) -> list[RenderableType]:
         table.add_row(escape(name), "float", escape(reason), "", "", "")
     count, before, after = len(document["layers"]), document["bytes_before"], document["bytes_after"]
     summary = (
-        f"{count} layer{'' if count == 1 else 's'} quantized, {len(document['skipped'])} left in float: "
+        f"{counted(count, 'layer')} quantized, {len(document['skipped'])} left in float: "
         f"{bytes_text(before)} of weights became {bytes_text(after)} "
         f"({smaller_text(before, after)}); "
         f"{document['output']} holds {count_text(document['file_after'])} bytes"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewbit.calibrate.collect import Progress
 from fewbit.errors import FewbitError
+from fewbit.wording import counted
 
 _ROWS = 64  # logits handled at once: with a vocabulary of 262144 each copy of them takes 64 MiB
 
@@ -50,7 +51,7 @@ class TextWindows:
     def describe(self) -> str:
         """For tables: ``32 windows of 512 tokens, stride 512, <bos> before each``."""
         bos = "no BOS" if self.bos is None else f"BOS ({self.bos}) before each"
-        return f"{len(self)} window{'' if len(self) == 1 else 's'} of {self.length} tokens, stride {self.stride}, {bos}"
+        return f"{counted(len(self), 'window')} of {self.length} tokens, stride {self.stride}, {bos}"
 
 
 @dataclass(frozen=True)

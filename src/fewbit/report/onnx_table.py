@@ -21,6 +21,7 @@ from fewbit.report.text import (
     sqnr_text,
     times_text,
 )
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from fewbit.evaluate.onnx_inspection import OnnxInspection
@@ -41,7 +42,7 @@ def onnx_comparison_tables(comparison: OnnxComparison) -> Group:
         if output.top1 is not None:
             error += f", same top-1 {percent_text(output.top1)}"
         whole.add_row(f"output {escape(output.name)}", "", "", error)
-    whole.caption = f"{comparison.samples} samples in {comparison.batches} batches"
+    whole.caption = f"{counted(comparison.samples, 'sample')} in {counted(comparison.batches, 'batch', 'batches')}"
     layers = plain_table("layers", "layer", "type", "SQNR dB")
     for row in comparison.rows:
         layers.add_row(escape(row.layer), row.kind, decibels_text(row.sqnr))

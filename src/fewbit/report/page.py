@@ -18,6 +18,7 @@ from fewbit.errors import require
 from fewbit.report.charts import Chart, charts
 from fewbit.report.html_table import html_table, layer_columns, output_columns
 from fewbit.report.text import bytes_text, percent_text, seconds_text, sqnr_text, times_text
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from fewbit.report.result import Comparison
@@ -61,8 +62,8 @@ def render_page(comparison: Comparison, title: str = "What quantization cost") -
 def _lead(comparison: Comparison) -> str:
     layers = len(comparison.rows)
     return (
-        f"{layers} quantized layer{'' if layers == 1 else 's'}, measured on {comparison.samples} samples in "
-        f"{comparison.batches} batch{'' if comparison.batches == 1 else 'es'}, against the original model."
+        f"{counted(layers, 'quantized layer')}, measured on {counted(comparison.samples, 'sample')} in "
+        f"{counted(comparison.batches, 'batch', 'batches')}, against the original model."
     )
 
 
@@ -81,7 +82,7 @@ def _cards(comparison: Comparison) -> list[str]:
         cards.append(_card("Cosine", f"{comparison.cosine:.5f}", "similarity to the original's output"))
     if time is not None:
         medians = f"{seconds_text(time.before.median)} → {seconds_text(time.after.median)} a batch"
-        detail = f"{medians}, medians of {time.before.repeats} runs, {time.threads} threads"
+        detail = f"{medians}, medians of {time.before.repeats} runs, {counted(time.threads, 'thread')}"
         cards.append(_card("Speed", times_text(time.speedup), detail))
     return cards
 

@@ -20,6 +20,7 @@ from fewbit.report.text import (
     sqnr_text,
     times_text,
 )
+from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from fewbit.evaluate.layers import LayerCost, QuantizerCost
@@ -45,7 +46,7 @@ def whole_table(comparison: Comparison) -> Table:
     if comparison.time is not None:
         time = comparison.time
         before, after = seconds_text(time.before.median), seconds_text(time.after.median)
-        meaning = f"{times_text(time.speedup)} the speed, {time.threads} threads"
+        meaning = f"{times_text(time.speedup)} the speed, {counted(time.threads, 'thread')}"
         table.add_row("time a batch", before, after, meaning)
     for output in comparison.outputs:
         error = f"SQNR {sqnr_text(output.sqnr)}, cosine {output.cosine:.5f}"
@@ -54,7 +55,7 @@ def whole_table(comparison: Comparison) -> Table:
         table.add_row(f"output {escape(output.name)}", "", "", error)
     if len(comparison.outputs) > 1:
         table.add_row("all outputs", "", "", f"SQNR {sqnr_text(comparison.output_sqnr)}")
-    table.caption = f"{comparison.samples} samples in {comparison.batches} batches"
+    table.caption = f"{counted(comparison.samples, 'sample')} in {counted(comparison.batches, 'batch', 'batches')}"
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fewbit.recipe import LayerPlan
 from fewbit.sequential.calibration import HELD_BACK_EVERY, columns
 from fewbit.sequential.work import Work
+from fewbit.wording import counted
 
 _ROWS = 2  # for each input, below which GPTQ lost more on other data than rounding without any
 
@@ -17,7 +18,7 @@ def few_windows(work: Work) -> list[str]:
     if "held_back" not in work.settings.rounding.NEEDS or count >= HELD_BACK_EVERY:
         return []
     note = (
-        f"{work.settings.algorithm} keeps every eighth window to judge its candidates; of {_counted(count, 'window')} "
+        f"{work.settings.algorithm} keeps every eighth window to judge its candidates; of {counted(count, 'window')} "
         "it keeps none and judges them on what they were fitted to. Give 8 or more"
     )
     return [note]
@@ -38,14 +39,10 @@ def few_positions(work: Work, plans: Sequence[LayerPlan], positions: int) -> lis
     if not thin:
         return []
     widest = max(thin, key=lambda name: thin[name])
-    more = f" and {_counted(len(thin) - 1, 'more layer')}" if len(thin) > 1 else ""
+    more = f" and {counted(len(thin) - 1, 'more layer')}" if len(thin) > 1 else ""
     note = (
-        f"the calibration data has {_counted(positions, 'position')}, less than two for each of the {thin[widest]} "
+        f"the calibration data has {counted(positions, 'position')}, less than two for each of the {thin[widest]} "
         f"inputs of {widest}{more}: {work.settings.algorithm} may fit them by chance. Give more windows or longer "
         "ones, or take rtn or hqq, which need no data"
     )
     return [note]
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

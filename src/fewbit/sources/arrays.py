@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from fewbit.errors import FewbitError
 from fewbit.sources.batches import Batch, Batches, spread
+from fewbit.wording import counted
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile, zlib.error)
@@ -44,7 +45,7 @@ def load_arrays(path: Path, *, batch_size: int, limit: int | None) -> Batches:
         return next(iter(parts.values())) if len(parts) == 1 else parts
 
     # the slices are views, so keeping them costs nothing
-    return Batches(len(chosen), batch_size, make, describe=f"{len(chosen)} samples of {path.name}")
+    return Batches(len(chosen), batch_size, make, describe=f"{counted(len(chosen), 'sample')} of {path.name}")
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from fewbit.errors import FewbitError, require
 from fewbit.sources.batches import Batch, Batches, spread
+from fewbit.wording import counted
 
 SUFFIXES = (".txt", ".text", ".md")
 
@@ -101,7 +102,7 @@ def _batches(ids: torch.Tensor, batch_size: int, name: str, asked: tuple[int | N
         len(ids),
         batch_size,
         make,
-        describe=f"{count} window{'' if count == 1 else 's'} of {length} tokens of {name}{note}",
+        describe=f"{counted(count, 'window')} of {length} tokens of {name}{note}",
     )
 
 
