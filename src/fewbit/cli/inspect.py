@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fewbit.cli.session import Session
+from fewbit.cli.stored import as_it_was
 
 
 def run_inspect(session: Session, source: str, recipe: str | None) -> None:
@@ -19,7 +20,7 @@ def run_inspect(session: Session, source: str, recipe: str | None) -> None:
     chosen = None if recipe is None else as_recipe(recipe)
     with session.stage("load the model"):
         loaded = load_model(source)
-    inspection = inspect_model(loaded.model, chosen)
+    inspection = inspect_model(as_it_was(loaded, source), chosen)
     document = {"source": source, "recipe": None if chosen is None else chosen.to_dict()}
     title = None if chosen is None else chosen.scheme
     session.result(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from fewbit.cli.options import DataOptions, Streaming
 from fewbit.cli.session import Session, check_output, check_sources, refuse_options
+from fewbit.cli.stored import as_it_was
 from fewbit.errors import FewbitError
 from fewbit.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from torch import nn
 
     from fewbit.recipe import Recipe
-    from fewbit.sources import Batches, LoadedModel
+    from fewbit.sources import Batches
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,9 @@ def _run_in_memory(session: Session, job: Job, options: DataOptions) -> None:
     with session.stage("save"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         save(quantized, job.output, format=job.format, source=job.source, overwrite=job.overwrite)
-    document = document_of(job, _as_it_was(loaded, job.source), quantized)
+    document = document_of(job, as_it_was(loaded, job.source), quantized)
     document["notes"] = [*loaded.notes, *document["notes"], *(str(warning.message) for warning in caught)]
     session.result(document, *shown(document))
-
-
-def _as_it_was(loaded: LoadedModel, source: str) -> nn.Module:
-    """The float model, to be measured: from a folder it was loaded as float32, whatever the checkpoint holds."""
-    from fewbit.sequential.assemble import as_stored
-
-    if loaded.kind == "huggingface":
-        with contextlib.suppress(FewbitError):  # after minutes of work, a table that is less exact is better than none
-            return as_stored(Path(source))
-    return loaded.model
 
 
 def _check_names(job: Job) -> None:
