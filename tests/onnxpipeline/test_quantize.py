@@ -67,6 +67,17 @@ def test_schemes_without_data(tmp_path: Path, recipe: str, least: float, target:
     assert sqnr(run(mlp(), {"x": X})[0], run(out, {"x": X})[0]) > least
 
 
+@pytest.mark.parametrize(
+    "recipe", ["W2A16-g16", "W3A16-g16", "W4A16-g32", "W5A16-g32", "W3A16", "W4A16-g32-asym", "W8A16"]
+)
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("data", [None, [X]])
+def test_the_bytes_told_of_layers_are_those_of_the_file(tmp_path: Path, recipe: str, target: str, data: Any) -> None:
+    result, out = quantized(tmp_path, mlp(), recipe, data, target=target)
+    held = sum(value.const_value.nbytes for value in ir.load(out).graph.initializers.values())
+    assert sum(layer.bytes_after for layer in result.layers) == held
+
+
 def test_blocks_of_int4_are_opset_21_and_small(tmp_path: Path) -> None:
     result, out = quantized(tmp_path, mlp(), "W4A16-g16", target="tensorrt")
     made = onnx.load(out)

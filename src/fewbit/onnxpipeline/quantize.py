@@ -270,8 +270,19 @@ class Job:
         """Whether the algorithm looks at the layers' inputs."""
         return "gram" in algorithms.get(self.algorithm).NEEDS
 
-    def tell(self, plan: LayerPlan, codes: QTensor, input_spec: str) -> None:
-        """Note what was done to a layer."""
+    def tell(
+        self, plan: LayerPlan, codes: QTensor, input_spec: str, written: int | None = None, bias_too: bool = False
+    ) -> None:
+        """Note what was done to a layer.
+
+        Args:
+            plan: Of the layer.
+            codes: Its weight.
+            input_spec: How its input is quantized, or ``float``.
+            written: Bytes of its constants in the file, where codes may be wider and rows longer; None for those of
+                ``codes``.
+            bias_too: Whether its bias is one of them.
+        """
         layer = self.layers[plan.name]
         bias = 0 if layer.bias is None else int(np.prod(layer.bias.const_value.shape))
         count = int(np.prod(codes.shape))
@@ -283,7 +294,7 @@ class Job:
                 input_spec,
                 count + bias,
                 4 * (count + bias),
-                codes.nbytes + 4 * bias,
+                (codes.nbytes if written is None else written) + (0 if bias_too else 4 * bias),
             )
         )
 

@@ -40,14 +40,15 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         if not spec.format.is_integer or spec.bits > 8:
             raise FewbitError(f"{plan.name}: weights of ONNX models are integers of at most 8 bits, not {spec}")
         codes, bias = rounded(job, plan)
-        bias = biases.outside(job, layer, bias)
+        bias, before = biases.outside(job, layer, bias), set(graph.initializers)
         if layer.kind in ("MatMul", "Gemm") and job.target.name == "onnxruntime" and nbits.fits(spec):
             value = nbits.write_layer(graph, layer, codes, bias)
         else:
             _dequantized(job, plan, layer, codes)
             value = None if bias is None or job.inputs is None else qdq.replace_bias(graph, layer, bias)
         biases.note(layer, bias, value)
-        job.tell(plan, codes, "float")
+        written = sum(made.const_value.nbytes for name, made in graph.initializers.items() if name not in before)
+        job.tell(plan, codes, "float", written, bias_too=value is not None)
         job.told_progress("quantize", step, len(plans))
     if whole:
         job.notes.append(
