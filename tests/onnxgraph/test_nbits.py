@@ -48,3 +48,11 @@ def test_codes_are_packed_low_bits_first(codes: list[int], bits: int) -> None:
     each = 8 // bits
     found = [(int(packed[i // each]) >> (i % each * bits)) & ((1 << bits) - 1) for i in range(len(codes))]
     assert found == codes
+
+
+@pytest.mark.parametrize(
+    ("columns", "bits", "size"), [(1, 4, 16), (32, 4, 32), (64, 4, 64), (192, 4, 64), (640, 4, 128), (640, 8, 128)]
+)
+def test_rows_of_one_scale_are_not_filled_up_needlessly(columns: int, bits: int, size: int) -> None:
+    assert nbits.block_size(QSpec.parse(f"int{bits}/channel/sym"), columns) == size
+    assert nbits.block_size(QSpec.parse(f"int{bits}/g32/sym"), columns) == 32

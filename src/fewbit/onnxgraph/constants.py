@@ -27,6 +27,21 @@ def add_constant(graph: Any, name: str, array: np.ndarray, dtype: Any = None) ->
     return value
 
 
+def bytes_since(graph: Any, before: set[str]) -> int:
+    """Bytes of the constants that came to those of these names."""
+    return sum(value.const_value.nbytes for name, value in graph.initializers.items() if name not in before)
+
+
+def bytes_behind(node: Any) -> int:
+    """Bytes of the constants that a node reads beside its first input, its quantizers' scales and zero points with
+    them."""
+    values = [value for value in node.inputs[1:] if value is not None]
+    makers = [value.producer() for value in values]
+    constants = [value for value, maker in zip(values, makers) if maker is None]
+    constants += [value for maker in makers if maker is not None for value in maker.inputs]
+    return sum(value.const_value.nbytes for value in constants if value is not None and value.const_value is not None)
+
+
 def fresh_name(graph: Any, name: str) -> str:
     """The name, or the name with a number when it is taken."""
     taken = graph.meta.get("fewbit.names")

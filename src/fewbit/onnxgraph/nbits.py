@@ -24,7 +24,8 @@ from fewbit.onnxgraph.dynamic import replace_node
 from fewbit.onnxgraph.layers import Layer
 
 DOMAIN = "com.microsoft"
-_WHOLE_ROW_BLOCK = 128  # a scale a row is written as equal scales of blocks
+_WHOLE_ROW_BLOCKS = (128, 64, 32, 16)  # a scale a row is written as equal scales of blocks
+_SCALE_BYTES = 4
 INT8_PRODUCTS = 4  # accuracy_level: inputs are rounded to int8 for each block while the model runs
 
 
@@ -52,7 +53,7 @@ def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, 
         The constant that the bias became, or None.
     """
     rows, columns = tensor.shape
-    block = block_size(tensor.spec)
+    block = block_size(tensor.spec, columns)
     blocks = math.ceil(columns / block)
     bits = container(tensor.spec.bits)
     name = layer.weight.name
@@ -81,9 +82,18 @@ def write_layer(graph: Any, layer: Layer, tensor: QTensor, bias: Tensor | None, 
     return offset
 
 
-def block_size(spec: QSpec) -> int:
-    """How many values share a scale in the file."""
-    return spec.granularity.size if isinstance(spec.granularity, PerGroup) else _WHOLE_ROW_BLOCK
+def block_size(spec: QSpec, columns: int) -> int:
+    """How many values share a scale in the file.
+
+    Args:
+        spec: Of the weight.
+        columns: K; where a whole row has one scale the blocks are those that take fewest bytes, as the last of them is
+            filled up.
+    """
+    if isinstance(spec.granularity, PerGroup):
+        return spec.granularity.size
+    bits = container(spec.bits)
+    return min(_WHOLE_ROW_BLOCKS, key=lambda size: math.ceil(columns / size) * (size * bits // 8 + _SCALE_BYTES))
 
 
 def container(bits: int) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerGroup
 from fewbit.onnxgraph import dynamic, nbits, qdq
+from fewbit.onnxgraph.constants import bytes_since
 from fewbit.onnxpipeline.rounding import Biases, rounded
 from fewbit.recipe import LayerPlan
 
@@ -44,14 +45,15 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         if not (packed and nbits.fits(spec)):
             layer_weights(spec, plan.name)
         codes, bias = rounded(job, plan)
-        bias = biases.outside(job, layer, bias)
+        bias, before = biases.outside(job, layer, bias), set(graph.initializers)
         if packed:
             value = nbits.write_layer(graph, layer, codes, bias, nbits.INT8_PRODUCTS)
-            job.tell(plan, codes, f"int8/g{nbits.block_size(spec)}/sym, dynamic")
+            how = f"int8/g{nbits.block_size(spec, codes.shape[1])}/sym, dynamic"
         else:
             value = dynamic.write_layer(graph, layer, codes, bias, inputs)
-            job.tell(plan, codes, "uint8/tensor/asym, dynamic")
+            how = "uint8/tensor/asym, dynamic"
         biases.note(layer, bias, value)
+        job.tell(plan, codes, how, bytes_since(graph, before), bias_too=value is not None)
         job.told_progress("quantize", step, len(plans))
     if not job.told:
         raise FewbitError("the recipe is dynamic, and none of its layers is a MatMul or Gemm; use a static scheme")

@@ -16,6 +16,7 @@ from fewbit.numbers.qtensor import QTensor
 from fewbit.numbers.spec import QSpec
 from fewbit.onnxgraph import drift, observe, placement, ranges, targets
 from fewbit.onnxgraph.choice import choose as choose_ranges
+from fewbit.onnxgraph.constants import bytes_behind
 from fewbit.onnxgraph.equalize import equalize
 from fewbit.onnxgraph.session import Runner
 from fewbit.onnxpipeline.faster import Solved, choose
@@ -63,13 +64,15 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
     kept = set(weights) if not job.settings.only_if_faster else _measured(job, solved, first[0])
     if job.settings.bias_correction:
         solved = _without_drift(job, solved, kept, job.inputs.data.batches)
+    written = solved.written(kept)
+    nodes = {node.name: node for node in written.graph}
     for plan in usable:
         if plan.name not in kept:
             job.skipped[plan.name] = "integers are not faster there"
             continue
         source = job.layers[plan.name].node.inputs[0].name
-        job.tell(plan, weights[plan.name], str(spec) if source in places.group else "float")
-    written = solved.written(kept)
+        how = str(spec) if source in places.group else "float"
+        job.tell(plan, weights[plan.name], how, bytes_behind(nodes[plan.name]), bias_too=True)
     keep_maxima_apart(written)
     job.replace_model(written)
 

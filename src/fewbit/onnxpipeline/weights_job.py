@@ -10,6 +10,7 @@ from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerChannel, PerGroup, PerTensor
 from fewbit.numbers.qtensor import QTensor
 from fewbit.onnxgraph import nbits, qdq, static
+from fewbit.onnxgraph.constants import bytes_since
 from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxpipeline.rounding import Biases, rounded
 from fewbit.recipe import LayerPlan
@@ -47,8 +48,7 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
             _dequantized(job, plan, layer, codes)
             value = None if bias is None or job.inputs is None else qdq.replace_bias(graph, layer, bias)
         biases.note(layer, bias, value)
-        written = sum(made.const_value.nbytes for name, made in graph.initializers.items() if name not in before)
-        job.tell(plan, codes, "float", written, bias_too=value is not None)
+        job.tell(plan, codes, "float", bytes_since(graph, before), bias_too=value is not None)
         job.told_progress("quantize", step, len(plans))
     if whole:
         job.notes.append(
