@@ -334,3 +334,18 @@ def test_outputs_that_numpy_cannot_hold_are_passed_over(tmp_path: Path) -> None:
     assert runner.run({"x": X}, ["out"])["out"].shape == (64, 10)
     with pytest.raises(FewbitError, match=r"the output 'half' is tensor\(bfloat16\), which .* end the model in a Cast"):
         runner.run({"x": X})
+
+
+def test_one_output_with_an_addition_that_is_no_bias_stays_float_where_inputs_are_dynamic(tmp_path: Path) -> None:
+    m = Maker()
+    hidden = m.node("MatMul", ["x", m.weight("w", 32, 16)], "hidden")
+    one = m.node("MatMul", [hidden, m.weight("v", 16, 1)], "one")
+    m.node("Add", [one, m.weight("wide", 5)], "y")
+    proto = m.model({"x": ["n", 32]}, ["y"])
+    result, out = quantized(tmp_path, proto, "W8A8-dynamic")
+    assert list(result.skipped) == ["one_node"]
+    assert sqnr(run(proto, {"x": X})[0], run(out, {"x": X})[0]) > 25
+    out.unlink()
+    only = Recipe("W8A8-dynamic", rules=(Rule("hidden_node", skip=True),))
+    with pytest.raises(FewbitError, match="one_node cannot have dynamic activations: it has one output"):
+        quantized(tmp_path, proto, only)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fewbit.errors import FewbitError
 from fewbit.numbers.granularity import PerGroup
 from fewbit.onnxgraph import dynamic, nbits, qdq
-from fewbit.onnxgraph.constants import bytes_since
+from fewbit.onnxgraph.constants import array_of, bytes_since, only_use
+from fewbit.onnxgraph.layers import Layer
 from fewbit.onnxpipeline.rounding import Biases, rounded
 from fewbit.recipe import LayerPlan
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from fewbit.onnxpipeline.quantize import Job
 
 _WHY_NOT_CONV = "a convolution with dynamic ranges (ConvInteger) is slower than float in ONNX Runtime"
+
+_WHY_NOT_ONE = (
+    "it has one output, to which several values are added: ONNX Runtime would take them for its bias and fail"
+)
 
 
 def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
@@ -38,6 +43,9 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         if plan.kind not in ("MatMul", "Gemm"):
             job.skipped[plan.name] = _WHY_NOT_CONV
             continue
+        if _is_misread(layer):
+            job.skipped[plan.name] = _WHY_NOT_ONE
+            continue
         if plan.scheme.activations is not None and plan.scheme.activations.bits != 8:
             raise FewbitError(f"{plan.name}: dynamic activations of ONNX models have 8 bits")
         spec = plan.scheme.weights
@@ -55,7 +63,19 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         biases.note(layer, bias, value)
         job.tell(plan, codes, how, bytes_since(graph, before), bias_too=value is not None)
         job.told_progress("quantize", step, len(plans))
+    if not job.told and (one := [name for name, why in job.skipped.items() if why == _WHY_NOT_ONE]):
+        raise FewbitError(f"{one[0]} cannot have dynamic activations: {_WHY_NOT_ONE}; use a static scheme")
     if not job.told:
         raise FewbitError("the recipe is dynamic, and none of its layers is a MatMul or Gemm; use a static scheme")
     qdq.drop_unused(graph)
     biases.answer(job)
+
+
+def _is_misread(layer: Layer) -> bool:
+    """Whether ONNX Runtime (1.32) joins an integer product with an addition that is no bias, and does not run it."""
+    reader = only_use(layer.node.outputs[0])
+    if layer.kind != "MatMul" or reader is None or reader.op_type != "Add":
+        return False
+    added = [array_of(value) for value in reader.inputs]
+    one = int(layer.weight.const_value.shape[1]) == 1
+    return one and any(array is not None and array.ndim == 1 and array.size > 1 for array in added)
