@@ -58,6 +58,7 @@ NETS = {
     "cls": "ch_ppocr_mobile_v2.0_cls_infer.onnx",
     "rec": "ch_PP-OCRv4_rec_infer.onnx",
 }
+RECIPES = ("W8A8", "W8A16")
 KINDS = (".py", ".md", ".json", ".toml", ".cpp", ".h", ".yml", ".txt", ".css", ".html", ".js", ".rst", ".c", ".xml")
 
 
@@ -115,11 +116,11 @@ def seen_by_ocr(folder: Path, fonts: Path) -> None:
         np.save(folder / f"{net}.npy", np.concatenate(padded))
 
 
-def quantize(source: Path, data: Path, out: Path, batch: int, more: list[str]) -> float:
+def quantize(source: Path, recipe: str, data: Path, out: Path, batch: int, more: list[str]) -> float:
     """``fewbit quantize`` as a user types it; the seconds it took, nan where the file was there."""
     if out.exists():
         return float("nan")
-    command = ["-m", "fewbit", "quantize", source, "--recipe", "W8A8", "--data", data, "-o", out, "--batch-size", batch]
+    command = ["-m", "fewbit", "quantize", source, "--recipe", recipe, "--data", data, "-o", out, "--batch-size", batch]
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, command), *more], capture_output=True, text=True)
     if done.returncode:
@@ -130,14 +131,15 @@ def quantize(source: Path, data: Path, out: Path, batch: int, more: list[str]) -
 def ocr_rows(folder: Path, packages: Path, fonts: Path, more: list[str]) -> list[dict[str, Any]]:
     if not (folder / "rec.npy").exists():
         seen_by_ocr(folder, fonts)
-    models, took = packages / "rapidocr_onnxruntime" / "models", {}
-    for net, name in NETS.items():
-        took[net] = quantize(
-            models / name, folder / f"{net}.npy", folder / f"{net}.onnx", 1 if net == "det" else 8, more
-        )
-    quantized = {net: folder / f"{net}.onnx" for net in NETS}
-    cases: list[tuple[str, dict[str, Path], int]] = [(f"rapidocr {net}", {net: quantized[net]}, 0) for net in NETS]
-    cases.append(("rapidocr all three", quantized, 0))
+    models, took = packages / "rapidocr_onnxruntime" / "models", dict[Path, float]()
+    cases: list[tuple[str, dict[str, Path], int]] = []
+    for recipe in RECIPES:
+        quantized = {net: folder / f"{net}-{recipe}.onnx" for net in NETS}
+        for net, out in quantized.items():
+            batch = 1 if net == "det" else 8
+            took[out] = quantize(models / NETS[net], recipe, folder / f"{net}.npy", out, batch, more)
+        cases += [(f"rapidocr {net}, {recipe}", {net: quantized[net]}, 0) for net in NETS]
+        cases.append((f"rapidocr all three, {recipe}", quantized, 0))
     cases.append(("rec by ONNX Runtime's quantizer", {"rec": by_onnxruntime(models / NETS["rec"], folder)}, 0))
     cases.append(("float, one gray level of noise", {}, 1))
     floats, _ = read(PAGES, fonts)
@@ -146,7 +148,7 @@ def ocr_rows(folder: Path, packages: Path, fonts: Path, more: list[str]) -> list
         rows.append(ocr_row(name, floats, read(PAGES, fonts, noise, **paths)[0]))
         rows[-1]["bytes_before"] = sum((models / NETS[net]).stat().st_size for net in paths)
         rows[-1]["bytes_after"] = sum(path.stat().st_size for path in paths.values())
-        rows[-1]["seconds"] = sum(took[net] for net in paths)
+        rows[-1]["seconds"] = sum(took.get(path, float("nan")) for path in paths.values())
     return rows
 
 
@@ -206,7 +208,7 @@ def some_files() -> list[Path]:
     return found
 
 
-def magika_row(folder: Path, packages: Path, more: list[str]) -> dict[str, Any]:
+def magika_rows(folder: Path, packages: Path, more: list[str]) -> list[dict[str, Any]]:
     from magika import Magika  # type: ignore[import-not-found]
 
     model = Magika()
@@ -224,18 +226,23 @@ def magika_row(folder: Path, packages: Path, more: list[str]) -> dict[str, Any]:
     model.identify_paths(files[::4])
     model._onnx_session = plain
     np.save(folder / "magika.npy", np.concatenate(features))
-    out = folder / "magika.onnx"
-    took = quantize(source, folder / "magika.npy", out, 16, more)
     rest = [path for index, path in enumerate(files) if index % 4]
     before = [result.output.label for result in model.identify_paths(rest)]
+    return [_magika_row(recipe, model, source, folder, rest, before, more) for recipe in RECIPES]
+
+
+def _magika_row(
+    recipe: str, model: Any, source: Path, folder: Path, files: list[Path], before: list[Any], more: list[str]
+) -> dict[str, Any]:
     import onnxruntime
 
+    out = folder / f"magika-{recipe}.onnx"
+    took = quantize(source, recipe, folder / "magika.npy", out, 16, more)
     model._onnx_session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    after = [result.output.label for result in model.identify_paths(rest)]
-    pairs = list(zip(before, after))
+    pairs = list(zip(before, [result.output.label for result in model.identify_paths(files)]))
     equal = sum(a == b for a, b in pairs)
     return {
-        "network": "magika",
+        "network": f"magika, {recipe}",
         "items": len(pairs),
         "equal": equal,
         "equal_but_spaces": equal,
@@ -255,7 +262,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.append(str(options.packages))
     options.folder.mkdir(parents=True, exist_ok=True)
-    rows = [magika_row(options.folder, options.packages, options.options)]
+    rows = magika_rows(options.folder, options.packages, options.options)
     rows += ocr_rows(options.folder, options.packages, options.fonts, options.options)
     cells = [
         (
@@ -270,7 +277,7 @@ def main() -> None:
     different = [f"- {row['network']}: {a!r} became {b!r}" for row in rows[:-2] for a, b in row["differences"]]
     columns = ("network", "same output", "same but for spaces", "as drawn", "MB before", "MB after")
     used = " ".join(options.options) or "the defaults"
-    text = f"""# ONNX networks that others made, quantized to W8A8 from the command line
+    text = f"""# ONNX networks that others made, quantized from the command line
 
 Output: lines of text that the whole OCR pipeline reads on {len(PAGES)} rendered pages, with one or all of its networks
 quantized; labels of files. `fewbit quantize` with {used}. As drawn: lines read as they were written. The last row is no
