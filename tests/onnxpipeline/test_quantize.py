@@ -336,15 +336,22 @@ def test_outputs_that_numpy_cannot_hold_are_passed_over(tmp_path: Path) -> None:
         runner.run({"x": X})
 
 
-def test_one_output_with_an_addition_that_is_no_bias_stays_float_where_inputs_are_dynamic(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(5,), (1, 5)])
+def test_one_output_with_an_addition_that_is_no_bias_stays_float_where_inputs_are_dynamic(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
     m = Maker()
     hidden = m.node("MatMul", ["x", m.weight("w", 32, 16)], "hidden")
     one = m.node("MatMul", [hidden, m.weight("v", 16, 1)], "one")
-    m.node("Add", [one, m.weight("wide", 5)], "y")
+    m.node("Add", [one, m.constant("wide", np.arange(5, dtype=np.float32).reshape(shape))], "y")
     proto = m.model({"x": ["n", 32]}, ["y"])
     result, out = quantized(tmp_path, proto, "W8A8-dynamic")
     assert list(result.skipped) == ["one_node"]
     assert sqnr(run(proto, {"x": X})[0], run(out, {"x": X})[0]) > 25
+    out.unlink()
+    packed, out = quantized(tmp_path, proto, "W4A8-dynamic-g16")
+    assert not packed.skipped
+    assert sqnr(run(proto, {"x": X})[0], run(out, {"x": X})[0]) > 10
     out.unlink()
     only = Recipe("W8A8-dynamic", rules=(Rule("hidden_node", skip=True),))
     with pytest.raises(FewbitError, match="one_node cannot have dynamic activations: it has one output"):

@@ -43,13 +43,13 @@ def run(job: Job, plans: list[LayerPlan], data: Iterable[Any] | None) -> None:
         if plan.kind not in ("MatMul", "Gemm"):
             job.skipped[plan.name] = _WHY_NOT_CONV
             continue
-        if _is_misread(layer):
-            job.skipped[plan.name] = _WHY_NOT_ONE
-            continue
         if plan.scheme.activations is not None and plan.scheme.activations.bits != 8:
             raise FewbitError(f"{plan.name}: dynamic activations of ONNX models have 8 bits")
         spec = plan.scheme.weights
         packed = spec.bits < 8 or isinstance(spec.granularity, PerGroup)
+        if not packed and _is_misread(layer):
+            job.skipped[plan.name] = _WHY_NOT_ONE
+            continue
         if not (packed and nbits.fits(spec)):
             layer_weights(spec, plan.name)
         codes, bias = rounded(job, plan)
@@ -78,4 +78,4 @@ def _is_misread(layer: Layer) -> bool:
         return False
     added = [array_of(value) for value in reader.inputs]
     one = int(layer.weight.const_value.shape[1]) == 1
-    return one and any(array is not None and array.ndim == 1 and array.size > 1 for array in added)
+    return one and any(array is not None and array.size > 1 for array in added)

@@ -270,17 +270,14 @@ class Job:
         """Whether the algorithm looks at the layers' inputs."""
         return "gram" in algorithms.get(self.algorithm).NEEDS
 
-    def tell(
-        self, plan: LayerPlan, codes: QTensor, input_spec: str, written: int | None = None, bias_too: bool = False
-    ) -> None:
+    def tell(self, plan: LayerPlan, codes: QTensor, input_spec: str, written: int, bias_too: bool) -> None:
         """Note what was done to a layer.
 
         Args:
             plan: Of the layer.
             codes: Its weight.
             input_spec: How its input is quantized, or ``float``.
-            written: Bytes of its constants in the file, where codes may be wider and rows longer; None for those of
-                ``codes``.
+            written: Bytes of its constants in the file, where codes may be wider and rows longer.
             bias_too: Whether its bias is one of them.
         """
         layer = self.layers[plan.name]
@@ -294,7 +291,7 @@ class Job:
                 input_spec,
                 count + bias,
                 4 * (count + bias),
-                (codes.nbytes if written is None else written) + (0 if bias_too else 4 * bias),
+                written + (0 if bias_too else 4 * bias),
             )
         )
 
