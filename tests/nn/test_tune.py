@@ -51,6 +51,13 @@ def test_a_model_without_logits_is_tuned_on_its_output() -> None:
     assert "the output" in tune.tune(model, quantized, data, QUICK)[0]
 
 
+def test_what_judged_is_told() -> None:
+    model = tiny("llama").eval()
+    quantized = fewbit.quantize(model, "W2A16-g8", algorithm="rtn", calibrator="minmax")
+    for count, told in ((8, "on data held back"), (7, "on the data it was tuned on")):
+        assert told in tune.tune(model, quantized, windows(count), QUICK)[0]
+
+
 def test_what_does_not_help_changes_nothing() -> None:
     model = tiny("llama").eval()
     quantized = fewbit.quantize(model, "W4A16-g8", algorithm="rtn")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny_models import tiny
+from tiny_models import inputs, tiny, tiny_folder
 
 import fewbit
+from fewbit.recipe import as_recipe
+from fewbit.sequential.folder import FolderJob, quantize_folder
+from fewbit.sequential.solve import Settings
+from fewbit.sequential.windows import windows
 
 
 def notes(count: int, length: int, algorithm: str, scheme: str = "W4A16-g16") -> list[str]:
@@ -34,3 +40,15 @@ def test_best_tells_that_it_judges_on_what_was_fitted() -> None:
     (note,) = notes(7, 40, "best")
     assert note.startswith("best keeps every eighth window to judge its candidates; of 7 windows it keeps none")
     assert not notes(8, 40, "best")
+
+
+@pytest.mark.parametrize("family", ["llama", "whisper"])
+def test_streamed_folders_tell_it_too(tmp_path: Path, family: str) -> None:
+    source = tiny_folder(tmp_path / "model", family)
+    data = windows([inputs(family, batch=1)])
+    result = quantize_folder(FolderJob(source, tmp_path / "out", Settings(as_recipe("W4A16-g16"), "gptq"), data))
+    thin = [note for note in result.info.notes if "gptq may fit them by chance" in note]
+    assert len(thin) == (1 if family == "llama" else 2)  # one a stack
+    loaded = fewbit.nn.info(fewbit.load(tmp_path / "out"))
+    assert loaded is not None
+    assert set(thin) <= set(loaded.notes)

@@ -82,7 +82,8 @@ def tune(
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return _taken(quantized, learned, compared.measure)
+    judged = "data held back" if 0 < schedule.held_back <= len(windows) else "the data it was tuned on"
+    return _taken(quantized, learned, f"{compared.measure} on {judged}")
 
 
 class _Compared:
@@ -219,7 +220,7 @@ def put(packed: PackedWeight, t: QTensor) -> None:
 def _taken(quantized: nn.Module, learned: Learned, measure: str) -> list[str]:
     """Put what was learned into the quantized model."""
     if learned.after >= learned.before:
-        return [f"tuning scales and norms did not lower {measure} on data held back ({learned.before:.4g})"]
+        return [f"tuning scales and norms did not lower {measure} ({learned.before:.4g})"]
     for name, t in learned.weights.items():
         packed = quantized_weight(quantized.get_submodule(name.removesuffix(".weight"))).packed
         put(packed, t)
@@ -227,4 +228,4 @@ def _taken(quantized: nn.Module, learned: Learned, measure: str) -> list[str]:
     for name, value in learned.free.items():
         parameters[name].copy_(value)
     fell = f"fell from {learned.before:.4g} to {learned.after:.4g}"
-    return [f"scales and norms were tuned on the whole model: {measure} on data held back {fell}"]
+    return [f"scales and norms were tuned on the whole model: {measure} {fell}"]

@@ -38,7 +38,7 @@ def run_stacks(work: Work, stacks: Sequence[Sequence[Block]]) -> None:
     left = sum(not work.store.finished(name) for name in names)
     work.begin(left, len(names) - left)
     work.expect(2 * len(work.mine) * left)
-    work.notes += few_windows(work)
+    work.whole += few_windows(work)
     with old_objects_left_out():
         for number, stack in enumerate(stacks):
             _run_stack(work, number, stack)
@@ -85,7 +85,7 @@ def _run_stack(work: Work, number: int, stack: Sequence[Block]) -> None:
     states = work.states(f"{number}-0000")
     calls, form, positions = _enter(work, names, states)
     plans = [plan for name in names for plan in work.planned(name)]
-    work.notes += few_positions(work, plans, positions) + unlearned_note(work, plans)
+    work.whole += few_positions(work, plans, positions) + unlearned_note(work, plans)
     for index, block in enumerate(stack):
         behind = work.states(f"{number}-{index + 1:04d}")
         if not work.store.finished(block.name):
@@ -120,8 +120,9 @@ def _enter(
             states.put(window, seen.hidden)
     if resumed:
         work.store.unload(names[0])
-    # Of other processes' windows only the number is known here.
-    return calls, form, positions * len(work.windows) // max(1, len(work.mine))
+    ranks = work.ranks
+    positions = sum(int(ranks.tell(positions if rank == ranks.rank else None, rank)) for rank in range(ranks.size))
+    return calls, form, positions
 
 
 def _run_block(

@@ -133,7 +133,7 @@ def quantize_folder(job: FolderJob, progress: Progress | None = None, ranks: Ran
         )
     with run.opened(checkpoint):
         if with_data:
-            _calibrated(job, store, where, plans, run, progress)
+            notes += _calibrated(job, store, where, plans, run, progress)
         else:
             _data_free(job, store, plans, progress)
         ranks.barrier()
@@ -252,7 +252,8 @@ def _has_bias(model: nn.Module, plans: Sequence[LayerPlan]) -> bool:
 
 def _calibrated(
     job: FolderJob, store: Streamed, where: Layout, plans: list[LayerPlan], run: Run, progress: Progress | None
-) -> None:
+) -> list[str]:
+    """Quantize all parts; notes on the whole run."""
     if job.windows is None:
         raise FewbitError(
             f"algorithm {job.settings.algorithm} with recipe {job.settings.recipe.scheme} needs calibration data: "
@@ -280,6 +281,7 @@ def _calibrated(
     if not store.finished(OUTSIDE):
         store.fill(sorted(late), work.compute)
         store.release(OUTSIDE, run_tail(work, behind, [plan for tied in before for plan in tied]))
+    return work.whole
 
 
 def _data_free(job: FolderJob, store: Streamed, plans: list[LayerPlan], progress: Progress | None) -> None:

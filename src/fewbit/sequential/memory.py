@@ -75,7 +75,7 @@ def quantize_blocks(
     for tied in before:
         swap_tied(model, tied, data_free(settings))
     run_stacks(work, where.stacks)
-    return work.notes + run_tail(work, behind, [plan for tied in before for plan in tied])
+    return work.whole + work.notes + run_tail(work, behind, [plan for tied in before for plan in tied])
 
 
 def tune_model(

@@ -63,7 +63,8 @@ class Work:
         progress: Called with (stage, steps done, steps in all).
         threads: Windows at a time; None for as many as torch has threads.
         passed: The stacks that ran.
-        notes: Sentences for the user.
+        notes: Sentences for the user, of blocks, whose records hold them as well.
+        whole: Sentences on the whole run.
         spare: Matrices that are done with; used where memory is not bounded.
     """
 
@@ -79,6 +80,7 @@ class Work:
     threads: int | None = None
     passed: list[Passed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
     spare: Spare = field(default_factory=Spare)
     _steps: int = 0
     _total: int = 0
