@@ -311,7 +311,8 @@ bool gram(const Kernels& with, GramProblem problem) {
   problem.across = problem.along + blocks * 16 * depth;
   float* acc = aligned(sums.get());
   // On torch's threads: they still spin after the loops that gathered the rows.
-  parallel_for(blocks, [&](int64_t block, int) { with.gram_pack(problem, block); }, static_cast<int>(most), true);
+  parallel_for(
+      blocks, [&](int64_t block, int) { with.gram_pack(problem, block); }, static_cast<int>(most), true);
   parallel_for(
       squares * squares,
       [&](int64_t piece, int slot) {
