@@ -9,7 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <string>
 
 #include "arrays.h"
 #include "threads.h"

@@ -19,16 +19,16 @@ def notes(count: int, length: int, algorithm: str, scheme: str = "W4A16-g16") ->
     data = [torch.randint(0, 64, (1, length), generator=torch.Generator().manual_seed(i)) for i in range(count)]
     about = fewbit.nn.info(fewbit.quantize(tiny("llama").eval(), scheme, data, algorithm=algorithm))
     assert about is not None
-    return [note for note in about.notes if "may fit" in note or "keeps" in note]
+    return [note for note in about.notes if "so few" in note or "keeps" in note]
 
 
 def test_few_positions_are_told_with_the_widest_layer() -> None:
     (note,) = notes(3, 25, "gptq")
     assert note.startswith("the calibration data has 75 positions, less than two for each of the 64 inputs")
-    assert "inputs of model.layers.0.mlp.down_proj and 1 more layer: gptq" in note
+    assert "inputs of model.layers.0.mlp.down_proj and 1 more layer: what gptq" in note
     (note,) = notes(1, 1, "gptq")
     assert note.startswith("the calibration data has 1 position, less than two for each of the 64 inputs")
-    assert "and 13 more layers: gptq may fit them by chance" in note
+    assert "and 13 more layers: what gptq fits to so few may not hold" in note
 
 
 @pytest.mark.parametrize(("count", "length", "algorithm"), [(6, 25, "gptq"), (1, 4, "rtn"), (9, 16, "best")])
@@ -47,7 +47,7 @@ def test_streamed_folders_tell_it_too(tmp_path: Path, family: str) -> None:
     source = tiny_folder(tmp_path / "model", family)
     data = windows([inputs(family, batch=1)])
     result = quantize_folder(FolderJob(source, tmp_path / "out", Settings(as_recipe("W4A16-g16"), "gptq"), data))
-    thin = [note for note in result.info.notes if "gptq may fit them by chance" in note]
+    thin = [note for note in result.info.notes if "what gptq fits to so few" in note]
     assert len(thin) == (1 if family == "llama" else 2)  # one a stack
     loaded = fewbit.nn.info(fewbit.load(tmp_path / "out"))
     assert loaded is not None

@@ -175,7 +175,7 @@ def _outputs(work: Work, block: Block, output: Callable[[int], Tensor], behind: 
 
 
 def _checked(output: Tensor, name: str) -> Tensor:
-    # The ends are NaN where a value is; to look at each value for itself takes four times as long.
+    # The ends are NaN where a value is; to look at each value for itself takes ten times as long.
     if output.numel() and not all(map(torch.isfinite, output.aminmax())):
         raise FewbitError(
             f"the outputs of the quantized block {name} are not finite on a calibration window; look at the data, give "

@@ -21,6 +21,7 @@ from fewbit.sequential.forward import Seen, narrow, over_windows
 from fewbit.sequential.solve import solve_group
 from fewbit.sequential.sums import InputSums, Wanted
 from fewbit.sequential.work import Work
+from fewbit.wording import counted
 
 Group = Sequence[LayerPlan]
 Fold = tree.Fold[InputSums]
@@ -69,7 +70,7 @@ def starved_note(starved: Sequence[str]) -> list[str]:
     """A note on layers that saw no data, if there are any."""
     if not starved:
         return []
-    more = f" and {len(starved) - 1} more layers" if len(starved) > 1 else ""
+    more = f" and {counted(len(starved) - 1, 'more layer')}" if len(starved) > 1 else ""
     return [f"{starved[0]}{more} saw no calibration data and were quantized without it"]
 
 

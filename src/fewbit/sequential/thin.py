@@ -9,7 +9,7 @@ from fewbit.sequential.calibration import HELD_BACK_EVERY, columns
 from fewbit.sequential.work import Work
 from fewbit.wording import counted
 
-_ROWS = 2  # for each input, below which GPTQ lost more on other data than rounding without any
+_ROWS = 2  # for each input: with fewer G is close to singular, or is, and what is fitted to it holds on it alone
 
 
 def few_windows(work: Work) -> list[str]:
@@ -42,7 +42,7 @@ def few_positions(work: Work, plans: Sequence[LayerPlan], positions: int) -> lis
     more = f" and {counted(len(thin) - 1, 'more layer')}" if len(thin) > 1 else ""
     note = (
         f"the calibration data has {counted(positions, 'position')}, less than two for each of the {thin[widest]} "
-        f"inputs of {widest}{more}: {work.settings.algorithm} may fit them by chance. Give more windows or longer "
-        "ones, or take rtn or hqq, which need no data"
+        f"inputs of {widest}{more}: what {work.settings.algorithm} fits to so few may not hold on other "
+        "data. Give more windows or longer ones"
     )
     return [note]
